@@ -1,0 +1,1 @@
+"""The door: the HTTP API that admits, accepts and answers for purchases."""

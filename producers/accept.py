@@ -1,0 +1,216 @@
+"""Accepting: a purchase is committed in Postgres before anybody is told so.
+
+Requests are committed by the group: while one batch commits, the next collects. After the commit their statuses are
+written and their lanes called, in the background, as neither is a promise: what fails there is only logged, readers
+fall back on Postgres, and the sweep calls the lane.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from shared import keys, statuses
+from shared.calling import Caller
+from shared.errors import UnavailableError
+from shared.groups import Group
+from shared.purchases import PurchaseRecord
+from shared.settings import Settings
+from shared.statements import accept as sql
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A valid request to buy, not yet accepted. `id` becomes the purchase's if the key is new."""
+
+    client: str
+    key: str
+    item: str
+    quantity: int
+    customer: str
+    payment_token: str = field(repr=False)
+    #: 128 random bits: whoever does not know it cannot guess it.
+    id: str = field(default_factory=lambda: secrets.token_hex(16))
+
+    def fingerprint(self) -> bytes:
+        """What was asked for, whatever the order and spacing of the body's fields."""
+        body = [self.item, self.quantity, self.customer, self.payment_token]
+        return sha256(json.dumps(body, separators=(",", ":")).encode()).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The purchase that the key stands for; `replayed` if an earlier request made it."""
+
+    record: PurchaseRecord
+    replayed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class KeyReused:
+    """The key stands for a purchase that was asked for with another body."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownItem:
+    """There is no such item, so nothing was recorded."""
+
+
+Acceptance = Accepted | KeyReused | UnknownItem
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A purchase found by its key, and the fingerprint of the request that made it."""
+
+    record: PurchaseRecord
+    fingerprint: bytes
+
+    def answer(self, order: Order) -> Accepted | KeyReused:
+        """What a later request with the same key is told."""
+        if self.fingerprint != order.fingerprint():
+            return KeyReused()
+        return Accepted(self.record, replayed=self.record.id != order.id)
+
+
+class Acceptor:
+    """Commits orders in groups. One per API process."""
+
+    def __init__(self, engine: AsyncEngine, redis: Redis, caller: Caller, settings: Settings) -> None:
+        self._engine = engine
+        self._redis = redis
+        self._caller = caller
+        self._settings = settings
+        self._orders: Group[Order, Acceptance] = Group(
+            self._accept_batch, batch=settings.accept_batch, bound=settings.accept_queue
+        )
+        self._lookups: Group[tuple[str, str], Known | None] = Group(self._look_up_batch, batch=settings.accept_batch)
+        self._publishing: set[asyncio.Task[None]] = set()
+
+    async def accept(self, order: Order) -> Acceptance:
+        """The order's purchase, committed; or why there is none.
+
+        Raises QueueFullError when too many wait for a commit, with nothing recorded, and UnavailableError when
+        Postgres failed: the purchase may or may not be recorded then, and a retry with the same key finds out.
+        """
+        return await self._orders.bring(order)
+
+    async def known(self, order: Order) -> Accepted | KeyReused | None:
+        """What the order's key stands for already, or None. Asked before any refusal, as a retry must get its purchase.
+
+        Raises UnavailableError when Postgres failed.
+        """
+        found = await self._lookups.bring((order.client, order.key))
+        return None if found is None else found.answer(order)
+
+    async def close(self) -> None:
+        """Finish what was begun: commits under way, and what follows them."""
+        await self._orders.drain()
+        while self._publishing:
+            await asyncio.wait(self._publishing)
+
+    async def _accept_batch(self, orders: Sequence[Order]) -> list[Acceptance | Exception]:
+        try:
+            inserted, found = await self._write(orders)
+        except (OperationalError, InterfaceError, PoolTimeoutError, OSError) as error:
+            log.error("commit_failed_or_unknown", orders=len(orders), error=str(error))
+            raise UnavailableError from error
+        except DBAPIError as error:
+            # Postgres refused a value that validation let through. Halve the batch until it fails alone.
+            if len(orders) == 1:
+                log.error("order_refused", client=orders[0].client, error=type(error.orig).__name__)
+                raise
+            half = len(orders) // 2
+            return [*await self._accept_half(orders[:half]), *await self._accept_half(orders[half:])]
+        self._publish_later(orders, inserted)
+        return [self._acceptance(order, inserted, found) for order in orders]
+
+    async def _accept_half(self, orders: Sequence[Order]) -> list[Acceptance | Exception]:
+        try:
+            return await self._accept_batch(orders)
+        except (UnavailableError, DBAPIError) as error:
+            return [error] * len(orders)
+
+    async def _write(self, orders: Sequence[Order]) -> tuple[dict[str, PurchaseRecord], dict[tuple[str, str], Known]]:
+        """New purchases by id, and what the other keys stand for. Committed when this returns."""
+        async with self._engine.begin() as connection:
+            rows = await connection.execute(
+                sql.INSERT,
+                {
+                    "ids": [order.id for order in orders],
+                    "clients": [order.client for order in orders],
+                    "keys": [order.key for order in orders],
+                    "fingerprints": [order.fingerprint() for order in orders],
+                    "items": [order.item for order in orders],
+                    "quantities": [order.quantity for order in orders],
+                    "customers": [order.customer for order in orders],
+                    "tokens": [order.payment_token for order in orders],
+                },
+            )
+            inserted = {record.id: record for record in map(PurchaseRecord.from_row, rows.mappings())}
+            others = [(order.client, order.key) for order in orders if order.id not in inserted]
+            found = await _find(connection, others) if others else {}
+        return inserted, found
+
+    def _acceptance(
+        self, order: Order, inserted: dict[str, PurchaseRecord], found: dict[tuple[str, str], Known]
+    ) -> Acceptance:
+        if record := inserted.get(order.id):
+            return Accepted(record, replayed=False)
+        if known := found.get((order.client, order.key)):
+            return known.answer(order)
+        return UnknownItem()
+
+    async def _look_up_batch(self, wanted: Sequence[tuple[str, str]]) -> list[Known | None]:
+        try:
+            async with self._engine.connect() as connection:
+                found = await _find(connection, list(dict.fromkeys(wanted)))
+        except (DBAPIError, PoolTimeoutError, OSError) as error:
+            raise UnavailableError from error
+        return [found.get(key) for key in wanted]
+
+    def _publish_later(self, orders: Sequence[Order], inserted: dict[str, PurchaseRecord]) -> None:
+        publishing = asyncio.create_task(self._publish(orders, list(inserted.values())))
+        self._publishing.add(publishing)
+        publishing.add_done_callback(self._publishing.discard)
+
+    async def _publish(self, orders: Sequence[Order], records: Sequence[PurchaseRecord]) -> None:
+        calls = self._caller.calls_for((record.lane, record.id) for record in records)
+        seen_ms = int(self._settings.key_seen_ttl * 1000)
+        accepted = {record.id for record in records}
+        try:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                self._caller.queue_marks(pipe, calls)
+                statuses.queue_write(pipe, records, self._settings)
+                for order in orders:
+                    if order.id in accepted:
+                        pipe.set(keys.seen(order.client, order.key), 1, px=seen_ms)
+                replies = await pipe.execute()
+        except RedisError as error:
+            log.warning("accepted_not_published", purchases=len(records), error=str(error))
+            return
+        to_publish = self._caller.to_publish(calls, replies)
+        if to_publish:
+            await asyncio.to_thread(self._caller.publish, to_publish)
+
+
+async def _find(connection: AsyncConnection, wanted: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Known]:
+    clients, idempotency_keys = zip(*wanted, strict=True)
+    rows = await connection.execute(sql.BY_KEY, {"clients": list(clients), "keys": list(idempotency_keys)})
+    return {
+        (row["client_id"], row["idempotency_key"]): Known(PurchaseRecord.from_row(row), bytes(row["fingerprint"]))
+        for row in rows.mappings()
+    }

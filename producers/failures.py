@@ -1,0 +1,237 @@
+"""How an exception becomes an answer: every error of the API, the framework's own included, is a problem.
+
+What an inner error says is never sent, and never logged whole either: a database error may quote the row it is about,
+and rows hold payment tokens.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Mapping
+from typing import Any, Final
+
+import structlog
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from redis import RedisError
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from producers.problems import (
+    CATALOGUE,
+    INTERNAL_ERROR,
+    MALFORMED,
+    METHOD_NOT_ALLOWED,
+    NOT_FOUND,
+    QUEUE_FULL,
+    UNAVAILABLE,
+    FieldError,
+    Problem,
+    malformed,
+    response,
+)
+from shared.errors import QueueFullError, UnavailableError
+
+log = structlog.get_logger()
+
+#: Every method we serve, and those that clients try: what the `Allow` of a 405 is found among.
+_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+#: An outage concerns every request, thousands a second. One line a second and kind tells as much as all of them.
+_LOG_EVERY: Final = 1.0
+#: A body can break a rule at every field. More than this helps nobody and would let an answer grow with the input.
+_MOST_ERRORS: Final = 20
+#: SQLSTATE classes that speak of the server's state and not of our statement: connection, no transaction could be
+#: finished, resources, a time that ran out, shutdown, system.
+_PASSING_STATES: Final = ("08", "40", "53", "55", "57", "58")
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of this application a problem, also those of plain Starlette routes.
+
+    Call it after every other middleware was added: the last resort goes around all of them.
+    """
+    quiet = _OncePerSecond()
+
+    @app.exception_handler(Problem)
+    async def on_problem(request: Request, error: Problem) -> Response:
+        return response(error)
+
+    @app.exception_handler(HTTPException)
+    async def on_http(request: Request, error: HTTPException) -> Response:
+        return response(_from_http(request, error))
+
+    @app.exception_handler(RequestValidationError)
+    async def on_invalid(request: Request, error: RequestValidationError) -> Response:
+        return response(malformed(_field_errors(error)))
+
+    @app.exception_handler(UnavailableError)
+    @app.exception_handler(RedisError)
+    @app.exception_handler(PoolTimeoutError)
+    async def on_unavailable(request: Request, error: Exception) -> Response:
+        quiet.warn("part_unavailable", error)
+        return response(Problem(UNAVAILABLE))
+
+    @app.exception_handler(QueueFullError)
+    async def on_queue_full(request: Request, error: QueueFullError) -> Response:
+        quiet.warn("queue_full", error)
+        return response(Problem(QUEUE_FULL))
+
+    @app.exception_handler(DBAPIError)
+    async def on_database(request: Request, error: DBAPIError) -> Response:
+        if passing(error):
+            quiet.warn("part_unavailable", error)
+            return response(Problem(UNAVAILABLE))
+        return internal_error(request.scope, error)
+
+    app.add_middleware(LastResort)
+
+
+class LastResort:
+    """Answers what nobody foresaw with a 500 that says nothing of its cause; the cause goes to the log.
+
+    It stands in for the framework's own handler of 500s, which passes the exception on to the server, whose log
+    would quote it whole.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def sender(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sender)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the client gets an answer
+            answer = internal_error(scope, error)
+            if started:
+                # Half an answer is out. Only breaking the connection tells the client that it is not whole.
+                raise ConnectionAbortedError("an answer was broken off") from None
+            await answer(scope, receive, send)
+
+
+def internal_error(scope: Scope, error: Exception) -> Response:
+    """The answer to an error nobody foresaw, which is logged: its kind and where it arose, not what it says."""
+    log.error("internal_error", method=scope["method"], path=scope["path"], **describe(error), where=_frames(error))
+    return response(Problem(INTERNAL_ERROR))
+
+
+def describe(error: BaseException) -> dict[str, str]:
+    """What may be logged of an error: its type and, from the database, the state and the constraint by name."""
+    known = {"error": type(error).__qualname__}
+    if isinstance(error, DBAPIError):
+        known["cause"] = type(error.orig).__qualname__
+        details = {"sqlstate": _sqlstate(error), "constraint": _constraint(error)}
+        known |= {name: value for name, value in details.items() if value}
+    elif isinstance(error, RedisError | UnavailableError):
+        # These texts are the server's or our own and quote no row.
+        known["message"] = str(error)[:200]
+    return known
+
+
+class _OncePerSecond:
+    """Logs a warning per event at most once a second, with the number of those passed over."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, float] = {}
+        self._passed_over: dict[str, int] = {}
+
+    def warn(self, event: str, error: Exception) -> None:
+        now = time.monotonic()
+        if now - self._last.get(event, -_LOG_EVERY) < _LOG_EVERY:
+            self._passed_over[event] = self._passed_over.get(event, 0) + 1
+            return
+        self._last[event] = now
+        log.warning(event, passed_over=self._passed_over.pop(event, 0), **describe(error))
+
+
+def _from_http(request: Request, error: HTTPException) -> Problem:
+    if error.status_code == NOT_FOUND.status:
+        return Problem(NOT_FOUND)
+    if error.status_code == METHOD_NOT_ALLOWED.status:
+        return Problem(METHOD_NOT_ALLOWED, headers={"Allow": ", ".join(_allowed(request))})
+    if error.status_code == MALFORMED.status:
+        # The framework's word for a body that its JSON parser could not even fail on in order: not UTF-8, nested too
+        # deep, a number of thousands of digits.
+        return malformed([FieldError("body", "is not JSON that can be read")])
+    for kind in CATALOGUE.values():
+        if kind.status == error.status_code:
+            return Problem(kind, headers=error.headers)
+    log.error("unforeseen_http_error", status=error.status_code, path=request.url.path)
+    return Problem(INTERNAL_ERROR)
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods this path takes. The framework names those of the first route only, and paths have several."""
+    scope = dict(request.scope)
+    allowed = []
+    for method in _METHODS:
+        scope["method"] = method
+        if any(route.matches(scope)[0] is Match.FULL for route in request.app.router.routes):
+            allowed.append(method)
+    return allowed
+
+
+def _field_errors(invalid: RequestValidationError) -> list[FieldError]:
+    return [_field_error(error) for error in invalid.errors()[:_MOST_ERRORS]]
+
+
+def _field_error(error: Mapping[str, Any]) -> FieldError:
+    place, *path = error["loc"]
+    match error["type"]:
+        case "json_invalid":
+            return FieldError("body", f"is not JSON: {error['ctx']['error']} at character {path[0]}")
+        case "missing" if not path:
+            return FieldError(str(place), "is missing")
+        case "missing":
+            detail = "is missing"
+        case "extra_forbidden":
+            detail = "is not a known field"
+        case "string_pattern_mismatch":
+            detail = f"does not match {error['ctx']['pattern']}"
+        case _:
+            # The messages of the validation quote rules, not the input.
+            detail = str(error["msg"]).removeprefix("Value error, ")
+    name = ".".join(map(str, path)) or str(place)
+    return FieldError(name[:100], detail[:300])
+
+
+def passing(error: DBAPIError) -> bool:
+    """Whether the database, not our statement, is the trouble: it may answer the same statement later."""
+    state = _sqlstate(error)
+    if state is None:
+        # Without a state it never reached the server, or the connection broke.
+        return error.connection_invalidated or type(error.orig).__name__ in {
+            "OperationalError",
+            "InterfaceError",
+        }
+    return state.startswith(_PASSING_STATES)
+
+
+def _sqlstate(error: DBAPIError) -> str | None:
+    state = getattr(error.orig, "sqlstate", None)
+    return state if isinstance(state, str) else None
+
+
+def _constraint(error: DBAPIError) -> str | None:
+    name = getattr(getattr(error.orig, "diag", None), "constraint_name", None)
+    return name if isinstance(name, str) else None
+
+
+def _frames(error: Exception) -> list[str]:
+    """Where it arose, outermost first: the last of the frames, as `file:line function`."""
+    frames = traceback.extract_tb(error.__traceback__)[-12:]
+    return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]

@@ -1,0 +1,106 @@
+"""What a request body may be, checked before any handler sees it: JSON, and not large.
+
+A pure ASGI wrapper, as every request passes through it: a request without a body costs a look at its headers.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from producers.problems import MALFORMED, NOT_JSON, TOO_LARGE, Problem, response
+
+#: Bytes of a body. The longest valid purchase has about 3 KiB, even with every character escaped; an item has less.
+LARGEST_BODY: Final = 16 * 1024
+
+_JSON: Final = b"application/json"
+
+
+class BodyLimits:
+    """Answers 413 `too-large` and 415 `not-json` before the application is asked."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        content_type = b""
+        length: bytes | None = None
+        chunked = False
+        for name, value in scope["headers"]:
+            if name == b"content-length":
+                length = value
+            elif name == b"content-type":
+                content_type = value
+            elif name == b"transfer-encoding":
+                chunked = True
+        if chunked:
+            # Its size is known only at its end, so it is read here. One that announces its size is held to it by
+            # the server.
+            try:
+                body = await _read(receive)
+            except ConnectionError:
+                return
+            if body is None:
+                await response(_too_large())(scope, receive, send)
+                return
+            receive = _Replay(body, receive)
+            has_body = bool(body)
+        elif length is None:
+            has_body = False
+        else:
+            if not length.isdigit():
+                await response(Problem(MALFORMED, "Content-Length is not a number."))(scope, receive, send)
+                return
+            length = length.lstrip(b"0")
+            # Digits are counted first: turning a number of thousands of digits into an int is work for nothing.
+            if len(length) > 9 or int(length or b"0") > LARGEST_BODY:
+                await response(_too_large())(scope, receive, send)
+                return
+            has_body = bool(length)
+        if has_body and content_type != _JSON and content_type.partition(b";")[0].strip().lower() != _JSON:
+            detail = "The content type is not application/json." if content_type else "The body has no content type."
+            await response(Problem(NOT_JSON, detail))(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+def _too_large() -> Problem:
+    return Problem(TOO_LARGE, f"The body has more than {LARGEST_BODY:,} bytes.")
+
+
+async def _read(receive: Receive) -> bytes | None:
+    """The whole body, or None when it is too large.
+
+    Raises ConnectionError when the client hangs up before its end: half a body is not a request.
+    """
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise ConnectionError("the client hung up")
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > LARGEST_BODY:
+            return None
+        chunks.append(chunk)
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+
+
+class _Replay:
+    """Hands out a body that was read already, and then whatever else comes."""
+
+    def __init__(self, body: bytes, receive: Receive) -> None:
+        self._body: bytes | None = body
+        self._receive = receive
+
+    async def __call__(self) -> Message:
+        if self._body is None:
+            return await self._receive()
+        body, self._body = self._body, None
+        return {"type": "http.request", "body": body, "more_body": False}

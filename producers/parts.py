@@ -1,0 +1,61 @@
+"""What one API process owns, opened together and closed in reverse."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from producers.accept import Acceptor
+from producers.admit import Admission
+from producers.auth import Authenticator
+from producers.reading import Reader
+from shared.calling import Caller, make_celery
+from shared.database import check_lanes, make_async_engine
+from shared.redis_clients import make_async_redis
+from shared.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts a handler may use, found under `app.state.parts`."""
+
+    settings: Settings
+    engine: AsyncEngine
+    redis: Redis
+    caller: Caller
+    authenticator: Authenticator
+    admission: Admission
+    acceptor: Acceptor
+    reader: Reader
+
+
+@asynccontextmanager
+async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
+    """Open everything; on leaving, finish what was accepted, then close.
+
+    Raises SettingsError when the database is not migrated or was laid out for another number of lanes.
+    """
+    async with AsyncExitStack() as stack:
+        engine = make_async_engine(settings)
+        stack.push_async_callback(engine.dispose)
+        async with engine.connect() as connection:
+            await connection.run_sync(check_lanes, settings.lanes)
+        redis = make_async_redis(settings)
+        stack.push_async_callback(redis.aclose)
+        caller = Caller(settings, make_celery(settings))
+        acceptor = Acceptor(engine, redis, caller, settings)
+        stack.push_async_callback(acceptor.close)
+        yield Parts(
+            settings=settings,
+            engine=engine,
+            redis=redis,
+            caller=caller,
+            authenticator=Authenticator(settings.api_keys),
+            admission=Admission(engine, redis, settings),
+            acceptor=acceptor,
+            reader=Reader(engine, redis, settings),
+        )

@@ -1,0 +1,203 @@
+"""`POST /v1/purchases` and `GET /v1/purchases/{id}`: the routes of every purchase.
+
+Plain Starlette routes with msgspec: on the path of every request, FastAPI's own handling would cost half the rate.
+What they take and give is described for `/docs` in `producers.docs`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, assert_never
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from producers import problems
+from producers.accept import Acceptance, Accepted, KeyReused, Order, UnknownItem
+from producers.admit import Verdict
+from producers.parts import Parts
+from producers.problems import Problem
+from producers.reading import Reading
+from shared.items import SKU_PATTERN
+
+#: Seconds a client should wait before it asks again: most purchases are final by then.
+_ASK_AGAIN = "1"
+
+_VISIBLE = re.compile(r"[\x21-\x7e]{1,255}")
+_PURCHASE_ID = re.compile(r"[0-9a-f]{32}")
+
+Text = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+
+
+class PurchaseRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The body of POST /v1/purchases."""
+
+    item: Annotated[str, msgspec.Meta(pattern=SKU_PATTERN)]
+    quantity: Annotated[int, msgspec.Meta(ge=1, le=1000)]
+    customer: Text
+    payment_token: Text
+
+    def __repr__(self) -> str:
+        return f"PurchaseRequest(item={self.item!r}, quantity={self.quantity})"
+
+
+class PurchaseAnswer(msgspec.Struct, frozen=True):
+    """A purchase as the API shows it; times RFC 3339 in UTC, amounts in minor units, no payment token."""
+
+    id: str
+    status: str
+    reason: str | None
+    item: str
+    quantity: int
+    customer: str
+    amount: int
+    currency: str
+    charge_id: str | None
+    position: int | None
+    accepted_at: str
+    decided_at: str | None
+    finished_at: str | None
+
+
+_decode = msgspec.json.Decoder(PurchaseRequest).decode
+_encode = msgspec.json.Encoder().encode
+
+
+async def buy(request: Request) -> Response:
+    """Accept a purchase, or answer for the one that its idempotency key stands for."""
+    parts: Parts = request.app.state.parts
+    client = parts.authenticator.authenticate(request).name
+    key = idempotency_key(request)
+    body = parse(await request.body())
+    order = Order(client, key, body.item, body.quantity, body.customer, body.payment_token)
+    verdict = await parts.admission.admit(client, key, order.item, order.quantity)
+    if verdict not in (Verdict.KNOWN, Verdict.OPEN):
+        # A key is looked up before it is refused: a retry never meets a refusal for a purchase that exists.
+        known = await parts.acceptor.known(order)
+        return _answer(known, order) if known is not None else _refuse(verdict, order)
+    return _answer(await parts.acceptor.accept(order), order)
+
+
+async def show(request: Request) -> Response:
+    """The purchase as it stands, to its owner."""
+    parts: Parts = request.app.state.parts
+    client = parts.authenticator.authenticate(request).name
+    purchase_id: str = request.path_params["purchase_id"]
+    reading = await parts.reader.read(purchase_id) if _PURCHASE_ID.fullmatch(purchase_id) else None
+    if reading is None or reading.record.client != client:
+        raise Problem(problems.UNKNOWN_PURCHASE)
+    etag = f'"{reading.record.rev}-{reading.position or 0}"'
+    headers = {"ETag": etag}
+    if not reading.record.final:
+        headers["Retry-After"] = _ASK_AGAIN
+    if etag in request.headers.get("If-None-Match", ""):
+        return Response(status_code=304, headers=headers)
+    return _json(200, reading, headers)
+
+
+def idempotency_key(request: Request) -> str:
+    """The key of a request: 1 to 255 visible ASCII characters, bare or as a quoted string (both mean the same).
+
+    Raises Problem `idempotency-key-missing`.
+    """
+    values = request.headers.getlist("Idempotency-Key")
+    if len(values) != 1:
+        detail = "The header Idempotency-Key is missing." if not values else "There is more than one Idempotency-Key."
+        raise Problem(problems.IDEMPOTENCY_KEY_MISSING, detail=detail)
+    key = values[0]
+    if len(key) >= 2 and key[0] == key[-1] == '"':
+        key = re.sub(r'\\(["\\])', r"\1", key[1:-1])
+    if not _VISIBLE.fullmatch(key):
+        raise Problem(
+            problems.IDEMPOTENCY_KEY_MISSING, detail="Idempotency-Key must be 1 to 255 visible ASCII characters."
+        )
+    return key
+
+
+def parse(body: bytes) -> PurchaseRequest:
+    """The body of a purchase. Raises Problem `malformed`, naming the field at fault."""
+    try:
+        parsed = _decode(body)
+    except msgspec.ValidationError as error:
+        raise _malformed(*_field_and_detail(str(error))) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Problem(problems.MALFORMED, detail=f"The body is not valid JSON: {error}.") from None
+    for name in ("customer", "payment_token"):
+        if not getattr(parsed, name).isprintable():
+            raise _malformed(name, "must consist of printable characters")
+    return parsed
+
+
+def _field_and_detail(message: str) -> tuple[str, str]:
+    """msgspec says "Expected `int` - at `$.quantity`", or names a field in backquotes: take the field out of it."""
+    what, _, path = message.partition(" - at ")
+    if path:
+        return path.strip("`").removeprefix("$.") or "body", what
+    named = re.search(r"field `([^`]+)`", message)
+    return (named[1] if named else "body"), what
+
+
+def _malformed(field: str, detail: str) -> Problem:
+    return Problem(problems.MALFORMED, detail=f"{field}: {detail}", errors=[{"field": field, "detail": detail}])
+
+
+def _answer(acceptance: Acceptance, order: Order) -> Response:
+    match acceptance:
+        case Accepted(record, replayed):
+            headers = {"Location": f"/v1/purchases/{record.id}"}
+            if replayed:
+                headers["Idempotent-Replayed"] = "true"
+            if not record.final:
+                headers["Retry-After"] = _ASK_AGAIN
+            return _json(200 if record.final else 202, Reading(record, None), headers)
+        case KeyReused():
+            raise Problem(
+                problems.IDEMPOTENCY_KEY_REUSED, detail="This Idempotency-Key was used with another body before."
+            )
+        case UnknownItem():
+            raise Problem(problems.UNKNOWN_ITEM, detail=f"There is no item {order.item}.")
+        case _:
+            assert_never(acceptance)
+
+
+def _refuse(verdict: Verdict, order: Order) -> Response:
+    match verdict:
+        case Verdict.UNKNOWN_ITEM:
+            raise Problem(problems.UNKNOWN_ITEM, detail=f"There is no item {order.item}.")
+        case Verdict.NOT_ON_SALE:
+            raise Problem(problems.NOT_ON_SALE, detail=f"{order.item} is not on sale now.")
+        case Verdict.SOLD_OUT:
+            raise Problem(problems.SOLD_OUT, detail=f"There are not {order.quantity} of {order.item} left.")
+        case Verdict.KNOWN | Verdict.OPEN:
+            raise AssertionError(f"{verdict} is no refusal")
+        case _:
+            assert_never(verdict)
+
+
+def _json(status: int, reading: Reading, headers: dict[str, str]) -> Response:
+    record = reading.record
+    answer = PurchaseAnswer(
+        id=record.id,
+        status=record.status.value,
+        reason=record.reason,
+        item=record.item,
+        quantity=record.quantity,
+        customer=record.customer,
+        amount=record.amount,
+        currency=record.currency,
+        charge_id=record.charge_id,
+        position=reading.position,
+        accepted_at=record.accepted_at,
+        decided_at=record.decided_at,
+        finished_at=record.finished_at,
+    )
+    return Response(_encode(answer), status_code=status, headers=headers, media_type="application/json")
+
+
+routes: list[Any] = [
+    Route("/v1/purchases", buy, methods=["POST"]),
+    Route("/v1/purchases/{purchase_id}", show, methods=["GET"]),
+]
+"""The routes, for `producers.app`."""

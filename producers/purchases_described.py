@@ -1,0 +1,243 @@
+"""The OpenAPI entries of `/v1/purchases`, whose routes are plain ones that the framework does not describe."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from producers.openapi import BEARER, RETRY_AFTER, problem_responses
+from producers.problems import (
+    IDEMPOTENCY_KEY_MISSING,
+    IDEMPOTENCY_KEY_REUSED,
+    INTERNAL_ERROR,
+    MALFORMED,
+    NOT_JSON,
+    NOT_ON_SALE,
+    QUEUE_FULL,
+    RATE_LIMITED,
+    SOLD_OUT,
+    TOO_LARGE,
+    UNAUTHORIZED,
+    UNAVAILABLE,
+    UNKNOWN_ITEM,
+    UNKNOWN_PURCHASE,
+)
+from shared.items import SKU_PATTERN
+from shared.states import FINAL, Reason, Status
+
+Json = dict[str, Any]
+
+_ID: Final = "9f86d081884c7d659a2feaa0c55ad015"
+_TIME: Final[Json] = {
+    "type": "string",
+    "format": "date-time",
+    "description": "RFC 3339, UTC, six fraction digits.",
+}
+#: What `customer` and `payment_token` may hold: everything but control characters.
+_PRINTABLE: Final[Json] = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": 255,
+    "pattern": "^[^\\u0000-\\u001f\\u007f]+$",
+}
+
+REQUEST_EXAMPLE: Final[Json] = {
+    "item": "sku-1",
+    "quantity": 1,
+    "customer": "c-42",
+    "payment_token": "tok_visa",
+}
+
+_EXAMPLE_QUEUED: Final[Json] = {
+    "id": _ID,
+    "status": "queued",
+    "reason": None,
+    "item": "sku-1",
+    "quantity": 1,
+    "customer": "c-42",
+    "amount": 4900,
+    "currency": "EUR",
+    "charge_id": None,
+    "position": 12,
+    "accepted_at": "2026-01-31T09:00:00.000000Z",
+    "decided_at": None,
+    "finished_at": None,
+}
+_EXAMPLE_CONFIRMED: Final[Json] = _EXAMPLE_QUEUED | {
+    "status": "confirmed",
+    "charge_id": "ch_1",
+    "position": None,
+    "decided_at": "2026-01-31T09:00:00.120000Z",
+    "finished_at": "2026-01-31T09:00:00.310000Z",
+}
+
+SCHEMAS: Final[Json] = {
+    "PurchaseRequest": {
+        "title": "PurchaseRequest",
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["item", "quantity", "customer", "payment_token"],
+        "properties": {
+            "item": {"type": "string", "pattern": SKU_PATTERN, "description": "The item's name."},
+            "quantity": {"type": "integer", "minimum": 1, "maximum": 1000},
+            "customer": _PRINTABLE | {"description": "Who buys, by the client's own name for them."},
+            "payment_token": _PRINTABLE
+            | {
+                "writeOnly": True,
+                "description": "Sent to the payment provider; never shown again, and erased once the purchase is "
+                "final.",
+            },
+        },
+        "examples": [REQUEST_EXAMPLE],
+    },
+    "Purchase": {
+        "title": "Purchase",
+        "type": "object",
+        "required": list(_EXAMPLE_QUEUED),
+        "properties": {
+            "id": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
+            "status": {
+                "type": "string",
+                "enum": [str(status) for status in Status],
+                "description": f"Final, so it never changes again: {', '.join(sorted(FINAL))}.",
+            },
+            "reason": {
+                "type": ["string", "null"],
+                "description": "Why it stands where it stands. One of "
+                + ", ".join(f"`{reason}`" for reason in Reason)
+                + ", or the payment provider's own word for a declined payment.",
+            },
+            "item": {"type": "string", "pattern": SKU_PATTERN},
+            "quantity": {"type": "integer", "minimum": 1, "maximum": 1000},
+            "customer": {"type": "string"},
+            "amount": {
+                "type": "integer",
+                "minimum": 0,
+                "description": "In minor units: the price when the purchase was accepted, times the quantity.",
+            },
+            "currency": {"type": "string", "pattern": "^[A-Z]{3}$"},
+            "charge_id": {"type": ["string", "null"], "description": "The provider's id of the charge."},
+            "position": {
+                "type": ["integer", "null"],
+                "minimum": 0,
+                "description": "An estimate of the place in the line; only while waiting.",
+            },
+            "accepted_at": _TIME,
+            "decided_at": _TIME | {"type": ["string", "null"], "description": "When stock was given or refused."},
+            "finished_at": _TIME | {"type": ["string", "null"], "description": "When the status became final."},
+        },
+        "examples": [_EXAMPLE_QUEUED, _EXAMPLE_CONFIRMED],
+    },
+}
+
+
+def _purchase(example: Json) -> Json:
+    return {
+        "application/json": {"schema": {"$ref": "#/components/schemas/Purchase"}, "example": example},
+    }
+
+
+_TEXT: Final[Json] = {"type": "string"}
+_REPLAYED: Final[Json] = {
+    "description": "`true` when the purchase existed already: the same key and body came before.",
+    "schema": {"type": "string", "enum": ["true"]},
+}
+_LOCATION: Final[Json] = {"description": "The purchase's path.", "schema": _TEXT}
+
+PATHS: Final[Json] = {
+    "/v1/purchases": {
+        "post": {
+            "operationId": "post_purchase",
+            "tags": ["purchases"],
+            "summary": "Buy",
+            "description": "Accepts a purchase. It is recorded before the answer is sent, so a 202 is never forgotten; "
+            "it is decided and paid for afterwards, in the order of acceptance. Without an answer, or after a 429, "
+            "500 or 503, send the same request with the same key again: one key makes one purchase.",
+            "security": BEARER,
+            "parameters": [
+                {
+                    "name": "Idempotency-Key",
+                    "in": "header",
+                    "required": True,
+                    "description": "1 to 255 visible ASCII characters, bare or as a quoted string; one per purchase.",
+                    "schema": {"type": "string", "minLength": 1, "maxLength": 257, "pattern": "^[!-~]+$"},
+                    "example": "4f9c2a6e-1d0b-4c53-9a64-0a1c3bb0a7f1",
+                }
+            ],
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "application/json": {
+                        "schema": {"$ref": "#/components/schemas/PurchaseRequest"},
+                        "example": REQUEST_EXAMPLE,
+                    }
+                },
+            },
+            "responses": {
+                "202": {
+                    "description": "Accepted, or accepted before with the same key and body and not final yet.",
+                    "headers": {
+                        "Location": _LOCATION,
+                        "Retry-After": RETRY_AFTER,
+                        "Idempotent-Replayed": _REPLAYED,
+                    },
+                    "content": _purchase(_EXAMPLE_QUEUED),
+                },
+                "200": {
+                    "description": "Accepted before with the same key and body, and final by now.",
+                    "headers": {"Location": _LOCATION, "Idempotent-Replayed": _REPLAYED},
+                    "content": _purchase(_EXAMPLE_CONFIRMED),
+                },
+                **problem_responses(
+                    IDEMPOTENCY_KEY_MISSING,
+                    MALFORMED,
+                    UNAUTHORIZED,
+                    UNKNOWN_ITEM,
+                    SOLD_OUT,
+                    NOT_ON_SALE,
+                    TOO_LARGE,
+                    NOT_JSON,
+                    IDEMPOTENCY_KEY_REUSED,
+                    RATE_LIMITED,
+                    INTERNAL_ERROR,
+                    QUEUE_FULL,
+                    UNAVAILABLE,
+                ),
+            },
+        }
+    },
+    "/v1/purchases/{id}": {
+        "get": {
+            "operationId": "get_purchase",
+            "tags": ["purchases"],
+            "summary": "See how a purchase stands",
+            "description": "A purchase of another client is answered like one that does not exist.",
+            "security": BEARER,
+            "parameters": [
+                {
+                    "name": "id",
+                    "in": "path",
+                    "required": True,
+                    "description": "The purchase's id.",
+                    "schema": {"type": "string"},
+                    "example": _ID,
+                }
+            ],
+            "responses": {
+                "200": {
+                    "description": "The purchase as it stands.",
+                    "headers": {
+                        "ETag": {
+                            "description": "Changes with every change of the purchase.",
+                            "schema": _TEXT,
+                        },
+                        "Retry-After": RETRY_AFTER
+                        | {"description": "Seconds to wait before asking again; not sent once the purchase is final."},
+                    },
+                    "content": _purchase(_EXAMPLE_CONFIRMED),
+                },
+                **problem_responses(UNAUTHORIZED, UNKNOWN_PURCHASE, INTERNAL_ERROR, UNAVAILABLE),
+            },
+        }
+    },
+}
+"""OpenAPI path items, by path."""

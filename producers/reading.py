@@ -1,0 +1,99 @@
+"""Reading purchases: Redis first, in groups; Postgres where Redis cannot be believed, also in groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from shared import statuses
+from shared.errors import UnavailableError
+from shared.groups import Group
+from shared.purchases import PurchaseRecord
+from shared.settings import Settings
+from shared.statements import accept as sql
+from shared.states import Status
+
+log = structlog.get_logger()
+
+#: Purchases read at once. Larger groups only add waiting.
+_BATCH = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A purchase and the watermark of its lane, if that is known."""
+
+    record: PurchaseRecord
+    decided_through: int | None
+
+    @property
+    def position(self) -> int | None:
+        """At most how many stand before it in its lane, itself included; None unless it is queued.
+
+        An upper bound: `seq` counts all lanes. It is estimated from the lane's watermark, as counting a line of a
+        million for every poll would cost more than deciding it.
+        """
+        if self.record.status is not Status.QUEUED or self.decided_through is None:
+            return None
+        return max(1, self.record.seq - self.decided_through)
+
+
+class Reader:
+    """Answers polls. One per API process."""
+
+    def __init__(self, engine: AsyncEngine, redis: Redis, settings: Settings) -> None:
+        self._engine = engine
+        self._redis = redis
+        self._settings = settings
+        self._cached: Group[str, Reading | None] = Group(self._read_cached, batch=_BATCH)
+        self._stored: Group[str, Reading | None] = Group(self._read_stored, batch=_BATCH)
+
+    async def read(self, purchase_id: str) -> Reading | None:
+        """The purchase with this id (32 hex digits), whoever's it is, or None.
+
+        Raises UnavailableError when neither Redis nor Postgres could tell.
+        """
+        return await self._cached.bring(purchase_id) or await self._stored.bring(purchase_id)
+
+    async def _read_cached(self, purchase_ids: Sequence[str]) -> list[Reading | None]:
+        try:
+            found = await statuses.read_many(self._redis, purchase_ids, self._settings.lanes)
+        except RedisError as error:
+            log.warning("statuses_not_read", purchases=len(purchase_ids), error=str(error))
+            return [None] * len(purchase_ids)
+        return [
+            Reading(cached.record, cached.decided_through)
+            if cached is not None and cached.believable(self._settings.status_fresh)
+            else None
+            for cached in found
+        ]
+
+    async def _read_stored(self, purchase_ids: Sequence[str]) -> list[Reading | None]:
+        try:
+            async with self._engine.connect() as connection:
+                rows = (await connection.execute(sql.BY_ID, {"ids": sorted(set(purchase_ids))})).mappings().all()
+        except (DBAPIError, PoolTimeoutError, OSError) as error:
+            raise UnavailableError from error
+        found = {
+            reading.record.id: reading
+            for reading in (Reading(PurchaseRecord.from_row(row), row["decided_through"]) for row in rows)
+        }
+        await self._mend([reading.record for reading in found.values()])
+        return [found.get(UUID(purchase_id).hex) for purchase_id in purchase_ids]
+
+    async def _mend(self, records: Sequence[PurchaseRecord]) -> None:
+        """Write what Postgres said to Redis, so that the next poll need not ask again."""
+        try:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                statuses.queue_write(pipe, records, self._settings)
+                await pipe.execute()
+        except RedisError as error:
+            log.warning("statuses_not_mended", purchases=len(records), error=str(error))

@@ -1,0 +1,50 @@
+"""Every key Fairlane uses in Redis. Nothing here is the only copy of anything: all may be flushed at any time.
+
+| key                           | type   | life          | written by                       | read by             |
+|-------------------------------|--------|---------------|----------------------------------|---------------------|
+| fairlane:purchase:<id>        | string | STATUS_TTL    | accept, decide, charge, read     | status reads        |
+| fairlane:item:<sku>           | hash   | DOOR_TTL      | decide, charge, items, door      | admit               |
+| fairlane:seen:<client>:<hash> | string | KEY_SEEN_TTL  | accept                           | admit               |
+| fairlane:called:<queue>       | string | CALLED_TTL    | whoever calls a lane or charges  | the same            |
+| fairlane:decided:<lane>       | string | no expiry     | decide, sweep                    | status reads        |
+| fairlane:lock:charge:<id>     | string | CHARGE_LOCK_TTL | charge                         | charge              |
+
+Celery keeps its queues beside them under its own names (`lane.00` …, `charges`, `_kombu.*`, `unacked*`).
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+PREFIX = "fairlane:"
+
+
+def purchase(purchase_id: str) -> str:
+    """The status of a purchase: `rev|written at, ms|JSON`."""
+    return f"{PREFIX}purchase:{purchase_id}"
+
+
+def item(sku: str) -> str:
+    """The door record of an item: a hash, versioned by its field `rev`."""
+    return f"{PREFIX}item:{sku}"
+
+
+def seen(client: str, idempotency_key: str) -> str:
+    """The mark that an idempotency key belongs to a purchase. Hashed: keys are long and chosen by clients."""
+    digest = blake2b(idempotency_key.encode(), digest_size=16).hexdigest()
+    return f"{PREFIX}seen:{client}:{digest}"
+
+
+def called(queue: str) -> str:
+    """The mark that somebody was called to a queue; its value is the caller's token."""
+    return f"{PREFIX}called:{queue}"
+
+
+def decided(lane: int) -> str:
+    """The lane's watermark: purchases above it were not decided yet when it was written."""
+    return f"{PREFIX}decided:{lane}"
+
+
+def charge_lock(purchase_id: str) -> str:
+    """The narrow lock around the payment call of one purchase; its value is the owner."""
+    return f"{PREFIX}lock:charge:{purchase_id}"

@@ -1,0 +1,1 @@
+"""Alembic's migrations: the one place where the schema is written down."""

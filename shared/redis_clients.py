@@ -1,0 +1,54 @@
+"""Clients for Redis, sync and async, and the Lua scripts in `shared/lua`.
+
+Scripts are sent whole (EVAL), never by hash: one call carries a whole batch, so its text costs next to nothing, and
+a server that was restarted needs no reloading in the middle of a pipeline.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from typing import TypeAlias
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from shared.settings import Settings
+
+#: What our modules queue commands on: nothing is sent before its owner executes it.
+Pipeline: TypeAlias = redis.client.Pipeline | redis.asyncio.client.Pipeline
+
+
+@cache
+def script(name: str) -> str:
+    """The text of `shared/lua/<name>.lua`, whose head says what KEYS, ARGV and the reply are."""
+    return files("shared").joinpath("lua", f"{name}.lua").read_text()
+
+
+def make_redis(settings: Settings) -> redis.Redis:
+    """A client for the processes that decide.
+
+    Nothing is retried by the client itself: a reply can be lost after the command ran, and whoever asked knows
+    better whether to ask again.
+    """
+    return redis.Redis.from_url(
+        settings.redis_url,
+        decode_responses=True,
+        socket_timeout=settings.redis_timeout,
+        socket_connect_timeout=settings.redis_timeout,
+        retry=Retry(NoBackoff(), 0),
+    )
+
+
+def make_async_redis(settings: Settings) -> redis.asyncio.Redis:
+    """The same client for the processes that run on one event loop."""
+    return redis.asyncio.Redis.from_url(
+        settings.redis_url,
+        decode_responses=True,
+        socket_timeout=settings.redis_timeout,
+        socket_connect_timeout=settings.redis_timeout,
+        retry=AsyncRetry(NoBackoff(), 0),
+    )

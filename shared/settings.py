@@ -1,0 +1,223 @@
+"""Every setting of Fairlane, read once per process from the environment (prefix `FAIRLANE_`) and passed down.
+
+Durations are in seconds. Each has beside it why its number is what it is. `load_settings` is the only reader of the
+environment; it fails with one line that names the setting.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from shared.errors import SettingsError
+
+PREFIX = "FAIRLANE_"
+
+
+class Delivery(StrEnum):
+    """What one Celery message stands for."""
+
+    LANE = "lane"  #: a lane has work; repeated calls are coalesced
+    PURCHASE = "purchase"  #: one purchase, task id = purchase id; slower, each one visible in Flower
+
+
+class Role(StrEnum):
+    """What an API key may do."""
+
+    SHOP = "shop"  #: buy, and see its own purchases
+    ADMIN = "admin"  #: also create and change items
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """One caller of the API. `name` scopes its idempotency keys and owns its purchases."""
+
+    name: str
+    secret: str = field(repr=False)
+    role: Role
+
+
+def _parse_api_keys(value: Any) -> Any:
+    """`name:secret:role,…` as keys. One name may come twice, with two secrets, while a secret is being replaced."""
+    if not isinstance(value, str):
+        return value
+    keys = []
+    for place, part in enumerate(filter(None, (p.strip() for p in value.split(","))), start=1):
+        match part.split(":"):
+            case [name, secret, role] if name and secret and role in set(Role):
+                keys.append(ApiKey(name, secret, Role(role)))
+            case _:
+                # The entry itself is not repeated: it holds a secret.
+                raise ValueError(f"entry {place} is not name:secret:role with the role shop or admin")
+    if len({key.secret for key in keys}) != len(keys):
+        raise ValueError("two entries share one secret")
+    return tuple(keys)
+
+
+def _postgres_url(value: Any) -> Any:
+    """Any common spelling of a Postgres URL, as SQLAlchemy needs it for psycopg 3."""
+    if not isinstance(value, str):
+        return value
+    scheme, separator, rest = value.partition("://")
+    if not separator or scheme not in {"postgres", "postgresql", "postgresql+psycopg"}:
+        raise ValueError("is not a postgresql:// URL")
+    return f"postgresql+psycopg://{rest}"
+
+
+def _redis_url(value: Any) -> Any:
+    if isinstance(value, str) and not value.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("is not a redis:// URL")
+    return value
+
+
+def _http_url(value: Any) -> Any:
+    if isinstance(value, str) and not value.startswith(("http://", "https://")):
+        raise ValueError("is not an http:// or https:// URL")
+    return value.rstrip("/") if isinstance(value, str) else value
+
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+RedisUrl = Annotated[str, BeforeValidator(_redis_url)]
+
+
+class Settings(BaseSettings):
+    """One process's settings: frozen, complete and checked against each other."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
+
+    database_url: Annotated[str, BeforeValidator(_postgres_url)] = Field(repr=False)
+    redis_url: RedisUrl = Field(repr=False)
+    #: Celery's broker; by default the same Redis.
+    broker_url: RedisUrl | None = Field(default=None, repr=False)
+    #: Base URL of the payment provider; needed by the charge workers and the audit.
+    payment_url: Annotated[str, BeforeValidator(_http_url)] | None = None
+    #: Which gateway speaks to the provider: a name in the entry point group `fairlane.gateways`.
+    gateway: str = "http"
+    #: Who may call the API: `name:secret:role,…`; needed by the web process.
+    api_keys: Annotated[tuple[ApiKey, ...], NoDecode, BeforeValidator(_parse_api_keys)] = ()
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8000
+
+    #: Partitions of the items. Stored in the database; 16 keeps 16 cores busy and a sweep of all lanes cheap.
+    lanes: Annotated[int, Field(ge=1, le=100)] = 16
+    delivery: Delivery = Delivery.LANE
+
+    # Accepting
+    #: Purchases in one commit. 200 were measured to insert at 32,000 a second; more adds latency, not rate.
+    accept_batch: Annotated[int, Field(ge=1, le=1_000)] = 200
+    #: Requests waiting for a commit per process. At 10,000 a second the last of them waits about a second.
+    accept_queue: Annotated[int, Field(ge=1)] = 10_000
+    #: How long an idempotency key is remembered in Redis. Most retries come within minutes; Postgres knows the rest.
+    key_seen_ttl: Seconds = 300
+    #: Life of a door record: as long as the door may work with a count that nobody refreshed.
+    door_ttl: Seconds = 5
+
+    # Deciding
+    #: Purchases in one decision: most of the rate of larger batches, while one lane's lock is held for milliseconds.
+    decide_batch: Annotated[int, Field(ge=1, le=5_000)] = 500
+    #: A lane gives way after this long, so that hot lanes starve nobody.
+    decide_slice: Seconds = 0.25
+    #: A called lane is not called again for this long; also how long a lost call can go unrepeated.
+    called_ttl: Seconds = 2
+    #: How long a decision waits for its lane's lock: longer than any healthy batch, shorter than a person notices.
+    lock_timeout: Seconds = 1
+    #: Postgres ends a transaction whose process stopped in the middle of it after this long.
+    idle_in_transaction_timeout: Seconds = 2
+    #: No statement of ours runs for seconds; one that does is stuck.
+    statement_timeout: Seconds = 10
+
+    # Charging
+    #: Calls under way at once per charge process. With a 50 ms payment, 128 slots make about 2,500 charges a second.
+    charge_slots: Annotated[int, Field(ge=1, le=2_000)] = 128
+    #: Deadline of one payment call: slower than any healthy gateway's p99.
+    call_timeout: Seconds = 10
+    #: A claimed call that has not been sent after this long is not sent at all.
+    start_within: Seconds = 5
+    #: Added to the call's deadline before it counts as overdue: clocks, garbage collection, a slow commit.
+    call_margin: Seconds = 5
+    #: Life of the narrow lock; must outlast start_within + call_timeout + call_margin.
+    charge_lock_ttl: Seconds = 30
+    #: Pause of claims after a call was provably not sent (lock not obtained, provider unreachable); doubled per
+    #: attempt up to 64 times, with jitter.
+    charge_retry: Seconds = 0.5
+
+    #: How long stock is held for a purchase that is not paid, unless the item says otherwise: a quarter of an hour
+    #: outlasts a provider's outage of minutes and does not hold a sale up for long.
+    hold_seconds: Annotated[int, Field(ge=1, le=86_400)] = 900
+
+    # Statuses
+    #: Life of a status in Redis; Postgres answers after it.
+    status_ttl: Seconds = 3_600
+    #: A status that may still change is believed for this long; then Postgres is asked.
+    status_fresh: Seconds = 2
+
+    # Parts
+    #: The sweep repeats after this long: a lost call costs a purchase half a second.
+    sweep_every: Seconds = 0.5
+    #: Redis answers in well under a millisecond; after this long it is down. Below idle_in_transaction_timeout, as a
+    #: decision asks Redis once while it holds its lane.
+    redis_timeout: Seconds = 1
+    #: Connections to Postgres per process; a lane worker needs one, the API a few for its groups.
+    database_pool: Annotated[int, Field(ge=1, le=100)] = 5
+    #: Flower's login `user:password`.
+    flower_auth: str | None = Field(default=None, repr=False)
+    flower_port: Annotated[int, Field(ge=1, le=65_535)] = 5555
+
+    @field_validator("flower_auth")
+    @classmethod
+    def _flower_auth_has_both_parts(cls, value: str | None) -> str | None:
+        if value is not None and not all(value.partition(":")):
+            raise ValueError("is not user:password")
+        return value
+
+    @model_validator(mode="after")
+    def _lock_outlasts_the_call(self) -> Self:
+        if self.charge_lock_ttl <= self.overdue_after:
+            raise ValueError(
+                f"{PREFIX}CHARGE_LOCK_TTL: {self.charge_lock_ttl:g} s does not outlast "
+                f"START_WITHIN + CALL_TIMEOUT + CALL_MARGIN = {self.overdue_after:g} s"
+            )
+        return self
+
+    @property
+    def overdue_after(self) -> float:
+        """Seconds from the claim after which a call without an outcome is in doubt."""
+        return self.start_within + self.call_timeout + self.call_margin
+
+    @property
+    def celery_broker_url(self) -> str:
+        """Where Celery's messages go."""
+        return self.broker_url or self.redis_url
+
+
+def load_settings(*needed: str) -> Settings:
+    """The settings of this process.
+
+    `needed` names optional settings that this process cannot do without (`"payment_url"`).
+    Raises SettingsError with one line naming the first setting that is missing or cannot work.
+    """
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        message = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:
+            raise SettingsError(message) from None
+        name = f"{PREFIX}{str(first['loc'][0]).upper()}"
+        raise SettingsError(f"{name}: {'is not set' if first['type'] == 'missing' else message}") from None
+    for name in needed:
+        if not getattr(settings, name):
+            raise SettingsError(f"{PREFIX}{name.upper()}: is not set")
+    return settings
+
+
+def settings_or_exit(*needed: str) -> Settings:
+    """`load_settings` for a process's start: an error ends the process with its one line on stderr."""
+    try:
+        return load_settings(*needed)
+    except SettingsError as error:
+        raise SystemExit(f"fairlane: {error}") from None

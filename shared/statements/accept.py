@@ -1,0 +1,43 @@
+"""Accepting purchases: a batch in, one row per idempotency key, whoever else is inserting the same keys."""
+
+from __future__ import annotations
+
+from sqlalchemy import text
+
+from shared.purchases import COLUMNS
+
+INSERT = text(f"""
+WITH arrived AS MATERIALIZED (
+    SELECT nextval('fairlane.purchase_seq') AS seq, t.*
+    FROM unnest(
+        CAST(:ids AS uuid[]), CAST(:clients AS text[]), CAST(:keys AS text[]), CAST(:fingerprints AS bytea[]),
+        CAST(:items AS text[]), CAST(:quantities AS int[]), CAST(:customers AS text[]), CAST(:tokens AS text[])
+    ) AS t(id, client_id, idempotency_key, fingerprint, item, quantity, customer, payment_token)
+)
+INSERT INTO fairlane.purchases AS p
+    (id, seq, client_id, idempotency_key, fingerprint, item, lane, quantity, customer, payment_token, amount, currency)
+SELECT a.id, a.seq, a.client_id, a.idempotency_key, a.fingerprint, a.item, i.lane, a.quantity, a.customer,
+       a.payment_token, i.price * a.quantity, i.currency
+FROM arrived a JOIN fairlane.items i ON i.sku = a.item
+ORDER BY a.client_id COLLATE "C", a.idempotency_key COLLATE "C"
+ON CONFLICT DO NOTHING
+RETURNING {COLUMNS}
+""")
+"""Promise: one key, one purchase. `seq` is given in the order of the arrays, which is the order of arrival; rows go in
+sorted by key, as two batches with the same keys in different orders would deadlock; the price is the item's at this
+moment; an item that does not exist gives no row."""
+
+BY_KEY = text(f"""
+SELECT p.idempotency_key, p.fingerprint, {COLUMNS}
+FROM unnest(CAST(:clients AS text[]), CAST(:keys AS text[])) AS k(client_id, idempotency_key)
+JOIN fairlane.purchases p ON p.client_id = k.client_id AND p.idempotency_key = k.idempotency_key
+""")
+"""The purchases that own these idempotency keys. A statement of its own after INSERT, so that its snapshot sees what a
+concurrent twin committed while INSERT waited for it; and what is asked before any refusal."""
+
+BY_ID = text(f"""
+SELECT {COLUMNS}, l.decided_through
+FROM fairlane.purchases p JOIN fairlane.lanes l ON l.lane = p.lane
+WHERE p.id = ANY(CAST(:ids AS uuid[]))
+""")
+"""What a status read falls back on: the purchases themselves, with the watermark of their lanes."""

@@ -1,0 +1,87 @@
+"""Charging: claim what is due with its intent committed, and record what came of it."""
+
+from __future__ import annotations
+
+from sqlalchemy import text
+
+from shared import doors
+from shared.purchases import COLUMNS
+
+CLAIM = text(f"""
+WITH due AS (
+    SELECT id, seq FROM fairlane.purchases
+    WHERE status = 'reserved' AND due_at <= now() AND expires_at > now()
+    ORDER BY due_at, seq LIMIT :slots
+    FOR NO KEY UPDATE SKIP LOCKED
+), claimed AS (
+    UPDATE fairlane.purchases p
+    SET status = 'charging', rev = p.rev + 1, attempt = p.attempt + 1, fence = nextval('fairlane.fence_seq'),
+        due_at = NULL, call_deadline = clock_timestamp() + make_interval(secs => :overdue_after)
+    FROM due WHERE p.id = due.id AND p.status = 'reserved'
+    RETURNING {COLUMNS}, p.payment_token, p.attempt, p.fence, p.call_deadline
+), intents AS (
+    INSERT INTO fairlane.charge_attempts (purchase_id, attempt, fence, worker, claimed_at, call_deadline)
+    SELECT id, attempt, fence, :worker, clock_timestamp(), call_deadline FROM claimed
+)
+SELECT * FROM claimed ORDER BY seq
+""")
+"""Promise: intent before call. Moves due holds to `charging` under a new fence and writes the attempt, all in one
+commit, before a byte is sent. SKIP LOCKED: several workers share the line without waiting for each other."""
+
+LOCK_PURCHASES = text("""
+SELECT id FROM fairlane.purchases WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY seq FOR NO KEY UPDATE
+""")
+
+RECORD = text(f"""
+UPDATE fairlane.purchases p
+SET status = o.status,
+    reason = o.reason,
+    rev = p.rev + 1,
+    charge_id = CASE WHEN o.status IN ('confirmed', 'declined') THEN o.charge_id END,
+    due_at = CASE WHEN o.status = 'reserved' THEN clock_timestamp() + make_interval(secs => o.retry_after) END,
+    call_deadline = CASE WHEN o.status = 'in_doubt' THEN p.call_deadline END,
+    finished_at = CASE WHEN o.status IN ('confirmed', 'declined') THEN clock_timestamp() END,
+    payment_token = CASE WHEN o.status NOT IN ('confirmed', 'declined') THEN p.payment_token END
+FROM unnest(
+    CAST(:ids AS uuid[]), CAST(:fences AS bigint[]), CAST(:statuses AS text[]), CAST(:reasons AS text[]),
+    CAST(:charge_ids AS text[]), CAST(:retry_afters AS float8[])
+) AS o(id, fence, status, reason, charge_id, retry_after)
+WHERE p.id = o.id AND p.fence = o.fence
+  AND (p.status = 'charging'
+       OR (p.status IN ('in_doubt', 'needs_review') AND o.status IN ('confirmed', 'declined')))
+RETURNING {COLUMNS}
+""")
+"""Promise: an outcome counts only with the row's fence. Also from `in_doubt` and `needs_review`: a late answer is still
+the answer. Stock moves only for the rows returned here."""
+
+RECORD_ATTEMPTS = text("""
+UPDATE fairlane.charge_attempts a
+SET outcome = o.outcome, reason = o.reason, charge_id = o.charge_id, recorded_at = clock_timestamp()
+FROM unnest(
+    CAST(:fences AS bigint[]), CAST(:outcomes AS text[]), CAST(:reasons AS text[]), CAST(:charge_ids AS text[])
+) AS o(fence, outcome, reason, charge_id)
+WHERE a.fence = o.fence AND (a.outcome IS NULL OR a.outcome = 'in_doubt')
+RETURNING a.purchase_id
+""")
+"""What came of each call, whether or not it still counted for the purchase: a known outcome is never thrown away."""
+
+LOCK_ITEMS = text("""
+SELECT sku FROM fairlane.items WHERE sku = ANY(CAST(:skus AS text[])) ORDER BY sku FOR NO KEY UPDATE
+""")
+
+SETTLE_STOCK = text(f"""
+UPDATE fairlane.items i
+SET available = i.available + s.returned, unpaid = i.unpaid - s.returned - s.sold, rev = i.rev + 1
+FROM unnest(CAST(:skus AS text[]), CAST(:returned AS int[]), CAST(:sold AS int[])) AS s(sku, returned, sold)
+WHERE i.sku = s.sku
+RETURNING {doors.COLUMNS}
+""")
+"""Holds end: paid for, they become sold (no longer available, no longer unpaid); declined, they return."""
+
+LANES_WITH_WAITLISTS = text("""
+SELECT DISTINCT i.lane FROM fairlane.items i
+WHERE i.sku = ANY(CAST(:skus AS text[])) AND EXISTS (
+    SELECT FROM fairlane.purchases p WHERE p.lane = i.lane AND p.item = i.sku AND p.status = 'waitlisted')
+""")
+"""Which lanes to call after holds ended. A statement of its own after SETTLE_STOCK: that one may have waited for a
+decision that just put somebody on the waitlist, whom its own snapshot would not show."""

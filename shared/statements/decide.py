@@ -1,0 +1,116 @@
+"""Deciding a lane: read its line under its lock, lock the items, write the verdicts in bulk."""
+
+from __future__ import annotations
+
+from sqlalchemy import text
+
+from shared import doors
+from shared.purchases import COLUMNS
+
+LIMITS = text("""
+SELECT set_config('idle_in_transaction_session_timeout', :idle, true),
+       set_config('lock_timeout', :lock, true),
+       set_config('statement_timeout', :statement, true)
+""")
+"""Promise: a stalled process cannot wedge a lane. Local to the transaction, so it also holds behind PgBouncer."""
+
+LOCK_LANE = text("SELECT lane FROM fairlane.lanes WHERE lane = :lane FOR NO KEY UPDATE")
+"""Promise: one decision per lane at a time. A statement of its own: the next one's snapshot sees all that was committed
+before the lock was granted."""
+
+LOCK_LANE_NOWAIT = text("SELECT lane FROM fairlane.lanes WHERE lane = :lane FOR NO KEY UPDATE NOWAIT")
+"""The same for later batches: if somebody else has the lane, they carry on."""
+
+READ_QUEUED = text(f"""
+SELECT {COLUMNS} FROM fairlane.purchases p
+WHERE p.lane = :lane AND p.status = 'queued'
+ORDER BY p.seq LIMIT :batch
+FOR NO KEY UPDATE
+""")
+"""Promise: first come, first served. The head of the line in order; no cursor and no SKIP LOCKED, so nothing is passed
+over."""
+
+WAITLISTS_THAT_MOVE = text("""
+WITH RECURSIVE heads AS (
+    (SELECT item, seq, quantity FROM fairlane.purchases
+     WHERE lane = :lane AND status = 'waitlisted' ORDER BY item, seq LIMIT 1)
+    UNION ALL
+    SELECT next.item, next.seq, next.quantity FROM heads h CROSS JOIN LATERAL (
+        SELECT item, seq, quantity FROM fairlane.purchases
+        WHERE lane = :lane AND status = 'waitlisted' AND item > h.item ORDER BY item, seq LIMIT 1
+    ) next
+)
+SELECT h.item FROM heads h JOIN fairlane.items i ON i.sku = h.item
+WHERE h.quantity <= i.available OR h.quantity > i.available + i.unpaid OR NOT i.waitlist
+""")
+"""The items of a lane whose waitlist can be settled now: its head can be served, or never will be. One index probe
+per item with a waitlist, however long that is. A waitlist that cannot move is not read, so it hides no other."""
+
+READ_WAITLISTED = text(f"""
+SELECT {COLUMNS} FROM fairlane.purchases p
+WHERE p.lane = :lane AND p.status = 'waitlisted' AND p.item = ANY(CAST(:items AS text[]))
+ORDER BY p.seq LIMIT :batch
+FOR NO KEY UPDATE
+""")
+"""The heads of these waitlists, in order. Locked before the queued rows: waitlisted and queued rows are two disjoint
+lines, always locked in this order and each by `seq`, and whoever else locks either locks one row."""
+
+LOCK_ITEMS = text("""
+SELECT i.*, clock_timestamp() AS now
+FROM fairlane.items i
+WHERE i.sku = ANY(CAST(:skus AS text[]))
+ORDER BY i.sku
+FOR NO KEY UPDATE
+""")
+"""Promise: never oversold. What is available cannot change until the verdicts are committed."""
+
+LAST_WAITLISTED = text("""
+SELECT s.sku, last.seq
+FROM unnest(CAST(:skus AS text[])) AS s(sku) CROSS JOIN LATERAL (
+    SELECT seq FROM fairlane.purchases p
+    WHERE p.lane = :lane AND p.item = s.sku AND p.status = 'waitlisted' ORDER BY seq DESC LIMIT 1
+) last
+""")
+"""Where each item's waitlist ends: a newcomer does not pass a waitlist that is not wholly part of the batch."""
+
+HOLDINGS = text("""
+SELECT p.item, p.client_id, p.customer, sum(p.quantity) AS quantity
+FROM unnest(CAST(:items AS text[]), CAST(:clients AS text[]), CAST(:customers AS text[]))
+    AS c(item, client_id, customer)
+JOIN fairlane.purchases p USING (item, client_id, customer)
+WHERE p.status IN ('reserved', 'charging', 'in_doubt', 'needs_review', 'confirmed') AND p.decided_at IS NOT NULL
+GROUP BY p.item, p.client_id, p.customer
+""")
+"""What these customers hold of these items already. Exact: only their own lane gives them more."""
+
+WRITE_VERDICTS = text(f"""
+UPDATE fairlane.purchases p
+SET status = v.status,
+    reason = v.reason,
+    rev = p.rev + 1,
+    decided_at = CASE WHEN v.status IN ('reserved', 'sold_out', 'limit_reached') THEN CAST(:now AS timestamptz) END,
+    due_at = CASE WHEN v.status = 'reserved' THEN CAST(:now AS timestamptz) END,
+    expires_at = CASE WHEN v.status = 'reserved'
+        THEN CAST(:now AS timestamptz) + make_interval(secs => v.hold_seconds) END,
+    finished_at = CASE WHEN v.status IN ('sold_out', 'limit_reached', 'cancelled') THEN CAST(:now AS timestamptz) END,
+    payment_token = CASE WHEN v.status IN ('reserved', 'waitlisted', 'needs_review') THEN p.payment_token END
+FROM unnest(CAST(:ids AS uuid[]), CAST(:statuses AS text[]), CAST(:reasons AS text[]), CAST(:holds AS int[]))
+    AS v(id, status, reason, hold_seconds)
+WHERE p.id = v.id AND p.status IN ('queued', 'waitlisted')
+RETURNING {COLUMNS}
+""")
+"""The verdicts of a batch. Guarded by the states it may leave; the token goes with the last state that needs it."""
+
+TAKE_STOCK = text(f"""
+UPDATE fairlane.items i
+SET available = i.available - t.taken, unpaid = i.unpaid + t.taken, rev = i.rev + 1
+FROM unnest(CAST(:skus AS text[]), CAST(:taken AS int[])) AS t(sku, taken)
+WHERE i.sku = t.sku
+RETURNING {doors.COLUMNS}
+""")
+"""Moves stock from available to held, by exactly what the batch reserved. The CHECK refuses wrong arithmetic."""
+
+ADVANCE_WATERMARK = text("""
+UPDATE fairlane.lanes SET decided_through = greatest(decided_through, :seq) WHERE lane = :lane
+RETURNING decided_through
+""")

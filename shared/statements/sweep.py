@@ -1,0 +1,40 @@
+"""The sweep's questions: who has work and may have been forgotten. None scans; each is an index probe or two."""
+
+from __future__ import annotations
+
+from sqlalchemy import text
+
+#: Advisory lock held by the one sweep that runs. The number is arbitrary but ours.
+SWEEP_LOCK = 4_037_201_117
+
+TRY_TO_BE_THE_ONE = text("SELECT pg_try_advisory_xact_lock(:lock)")
+"""Promise: one sweep at a time, however many processes; freed with the transaction, so nobody has to be elected."""
+
+LANES = text("""
+SELECT l.lane, l.decided_through,
+       EXISTS (SELECT FROM fairlane.purchases p WHERE p.lane = l.lane AND p.status = 'queued') AS queued
+FROM fairlane.lanes l ORDER BY l.lane
+""")
+"""Every lane with its watermark, and whether anybody is queued in it."""
+
+LANES_WITH_MOVING_WAITLISTS = text("""
+WITH RECURSIVE heads AS (
+    (SELECT lane, item, quantity FROM fairlane.purchases
+     WHERE status = 'waitlisted' ORDER BY lane, item, seq LIMIT 1)
+    UNION ALL
+    SELECT next.lane, next.item, next.quantity FROM heads h CROSS JOIN LATERAL (
+        SELECT lane, item, quantity FROM fairlane.purchases
+        WHERE status = 'waitlisted' AND (lane, item) > (h.lane, h.item) ORDER BY lane, item, seq LIMIT 1
+    ) next
+)
+SELECT DISTINCT h.lane FROM heads h JOIN fairlane.items i ON i.sku = h.item
+WHERE h.quantity <= i.available OR h.quantity > i.available + i.unpaid OR NOT i.waitlist
+""")
+"""The lanes where a waitlist can be settled now, as in `decide.WAITLISTS_THAT_MOVE`, for all lanes at once."""
+
+CHARGES_DUE = text("""
+SELECT EXISTS (
+    SELECT FROM fairlane.purchases WHERE status = 'reserved' AND due_at <= now() AND expires_at > now()
+)
+""")
+"""Whether any hold is due to be charged."""

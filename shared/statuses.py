@@ -1,0 +1,80 @@
+"""Statuses in Redis: what clients poll. A copy, versioned by the row, that Postgres can always replace.
+
+A status is believed as it is when
+- it is final: final states never change; or
+- it is queued and its place in the line is beyond the lane's `decided through`: nobody has looked at it yet; or
+- it is young (`STATUS_FRESH`).
+
+Everything else (old, missing, contradictory) is read from Postgres, see `producers.reading`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+from redis.asyncio import Redis
+
+from shared import keys
+from shared.purchases import PurchaseRecord
+from shared.redis_clients import Pipeline, script
+from shared.settings import Settings
+from shared.states import Status
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(PurchaseRecord).decode
+
+
+@dataclass(frozen=True, slots=True)
+class CachedStatus:
+    """A record found in Redis, its age in seconds, and the watermark of its lane (None if unknown)."""
+
+    record: PurchaseRecord
+    age: float
+    decided_through: int | None
+
+    def believable(self, fresh: float) -> bool:
+        """Whether it may be answered without asking Postgres."""
+        if self.record.final:
+            return True
+        if self.record.status is Status.QUEUED and self.decided_through is not None:
+            # Queued below the watermark is a contradiction: it was decided, or committed late. Postgres knows.
+            return self.record.seq > self.decided_through
+        return self.age <= fresh
+
+
+def queue_write(pipe: Pipeline, records: Sequence[PurchaseRecord], settings: Settings) -> None:
+    """Queue the write of these statuses on a pipeline; an older revision never overwrites a newer one."""
+    if not records:
+        return
+    args: list[str | int | bytes] = [int(settings.status_ttl * 1000)]
+    for record in records:
+        args += (record.rev, _encode(record))
+    pipe.eval(script("write_statuses"), len(records), *(keys.purchase(r.id) for r in records), *args)
+
+
+def queue_watermark(pipe: Pipeline, lane: int, decided_through: int) -> None:
+    """Queue the write of a lane's watermark. Written under the lane's turn, so it only grows, but for a flush."""
+    pipe.set(keys.decided(lane), decided_through)
+
+
+async def read_many(client: Redis, purchase_ids: Sequence[str], lanes: int) -> list[CachedStatus | None]:
+    """What Redis knows of these purchases, in their order; None where it knows nothing.
+
+    Raises redis.RedisError when it does not answer.
+    """
+    async with client.pipeline(transaction=False) as pipe:
+        # Statuses before watermarks: a watermark read later can only be newer, which errs on the side of asking.
+        pipe.eval(script("read_statuses"), len(purchase_ids), *map(keys.purchase, purchase_ids))
+        pipe.mget([keys.decided(lane) for lane in range(lanes)])
+        replies, watermarks = await pipe.execute()
+    found: list[CachedStatus | None] = []
+    for age, json in zip(replies[::2], replies[1::2], strict=True):
+        if age < 0:
+            found.append(None)
+            continue
+        record = _decode(json)
+        watermark = watermarks[record.lane]
+        found.append(CachedStatus(record, age / 1000, None if watermark is None else int(watermark)))
+    return found

@@ -1,0 +1,1 @@
+"""Real processes for tests: started, signalled, restarted, and never left behind."""

@@ -1,0 +1,1 @@
+"""The fleet: deciding lanes, charging winners, and the sweep that heals."""

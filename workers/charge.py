@@ -1,0 +1,195 @@
+"""Charging: the one effect that cannot be repeated, made at most once per purchase at any time.
+
+A claim check says that purchases are due. Then, on one event loop per process:
+
+    start_by = now + START_WITHIN ── claim, at most the free call slots: `charging`, a new fence  (committed: intent)
+                                      │
+                                      ▼
+                      narrow locks, one round trip for the whole claim ── not obtained, Redis away ──▶ not sent
+                                      │
+                                      ▼
+                      payment call ── at the moment of writing: past start_by ──▶ not sent
+                                      │
+                                      ▼
+                      outcome ── grouped with others, one commit, counted under its fence ──▶ lock released
+
+What each part is for. The intent, committed before a byte is sent, tells everybody else that a call may be under way,
+and until when: `call_deadline`. The fence tells whose outcome counts. `start_by` keeps a process that was frozen after
+its claim from calling when the others believe it will not any more; it is counted from before the claim. The narrow lock
+keeps two calls for one purchase apart even if Postgres came back without the last intent. The slots keep claims from
+waiting: what is claimed is called at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from shared import keys, statuses
+from shared.calling import Caller
+from shared.groups import Group
+from shared.narrow_lock import NarrowLock
+from shared.purchases import PurchaseRecord
+from shared.routing import CHARGES_QUEUE
+from shared.settings import Settings
+from shared.statements import charge as sql
+from workers.gateways import Confirmed, Declined, Gateway, InDoubt, NotSent
+from workers.record import Claim, Recorder, Result
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Charged:
+    """What one claim check led to: the result of the task `purchases.charge`."""
+
+    claimed: int = 0
+    confirmed: int = 0
+    declined: int = 0
+    not_sent: int = 0
+    in_doubt: int = 0
+    seconds: float = 0.0
+
+    def as_result(self) -> dict[str, Any]:
+        """As Celery shows it."""
+        return asdict(self) | {"seconds": round(self.seconds, 6)}
+
+
+class Charger:
+    """Claims and charges on one event loop. Several drains may run at once; they share the slots."""
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        redis: Redis,
+        gateway: Gateway,
+        caller: Caller,
+        settings: Settings,
+        worker: str,
+    ) -> None:
+        self._engine = engine
+        self._redis = redis
+        self._gateway = gateway
+        self._settings = settings
+        self._worker = worker
+        self._locks = NarrowLock(redis, settings.charge_lock_ttl)
+        self._outcomes: Group[Result, bool] = Group(
+            Recorder(engine, redis, caller, settings).record, batch=settings.charge_slots
+        )
+        self._free = settings.charge_slots
+        self._slot_freed = asyncio.Event()
+
+    async def drain(self, stopping: Callable[[], bool] = lambda: False) -> Charged:
+        """Claim and charge until nothing is due or somebody wants to stop; returns when its own calls are recorded.
+
+        Raises sqlalchemy.exc.DBAPIError when Postgres fails at a claim; calls under way are recorded all the same.
+        """
+        began = time.monotonic()
+        counts: Counter[str] = Counter()
+        calls: set[asyncio.Task[None]] = set()
+        try:
+            while not stopping() and await self._claim_and_call(counts, calls):
+                pass
+        finally:
+            # Also when a claim failed: a call under way is never cancelled, its outcome is wanted.
+            if calls:
+                await asyncio.wait(calls)
+        return Charged(**counts, seconds=time.monotonic() - began)
+
+    async def _claim_and_call(self, counts: Counter[str], calls: set[asyncio.Task[None]]) -> bool:
+        """One claim and the start of its calls. Whether to go on: something was due, and locks were to be had."""
+        slots = await self._take_free_slots()
+        start_by = time.monotonic() + self._settings.start_within
+        claims: list[Claim] = []
+        try:
+            await self._forget_call()
+            claims = await self._claim(slots)
+        finally:
+            self._give_back(slots - len(claims))
+        if not claims:
+            return False
+        counts["claimed"] += len(claims)
+        obtained = await self._take_locks(claims)
+        for claim, ours in zip(claims, obtained, strict=True):
+            call = asyncio.create_task(self._charge(claim, start_by, counts, lock_obtained=ours))
+            calls.add(call)
+            call.add_done_callback(calls.discard)
+        # Without Redis, claiming on would only move rows back and forth; the sweep calls again.
+        return any(obtained)
+
+    async def _take_free_slots(self) -> int:
+        """All the slots that are free, at least one: a claim never waits for a slot."""
+        while self._free == 0:
+            self._slot_freed.clear()
+            await self._slot_freed.wait()
+        slots, self._free = self._free, 0
+        return slots
+
+    def _give_back(self, slots: int) -> None:
+        self._free += slots
+        if self._free:
+            self._slot_freed.set()
+
+    async def _forget_call(self) -> None:
+        # Before the claim reads, as with a lane: work committed after that read is called for again.
+        try:
+            await self._redis.delete(keys.called(CHARGES_QUEUE))
+        except RedisError as error:
+            log.warning("call_not_forgotten", queue=CHARGES_QUEUE, error=str(error))
+
+    async def _claim(self, slots: int) -> list[Claim]:
+        """Up to `slots` due purchases, their intent committed."""
+        async with self._engine.begin() as connection:
+            values = {"slots": slots, "worker": self._worker, "overdue_after": self._settings.overdue_after}
+            rows = (await connection.execute(sql.CLAIM, values)).mappings().all()
+        return [
+            Claim(
+                record=PurchaseRecord.from_row(row),
+                attempt=row["attempt"],
+                fence=row["fence"],
+                call_deadline=row["call_deadline"],
+                worker=self._worker,
+                payment_token=row["payment_token"],
+            )
+            for row in rows
+        ]
+
+    async def _take_locks(self, claims: Sequence[Claim]) -> list[bool]:
+        """Per claim, whether its narrow lock was obtained; the statuses of the claims are written on the way."""
+        try:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                statuses.queue_write(pipe, [claim.record for claim in claims], self._settings)
+                await pipe.execute()
+            return await self._locks.acquire([claim.lock for claim in claims])
+        except RedisError as error:
+            log.warning("locks_not_obtained", claims=len(claims), error=str(error))
+            return [False] * len(claims)
+
+    async def _charge(self, claim: Claim, start_by: float, counts: Counter[str], *, lock_obtained: bool) -> None:
+        """One call and its outcome; the slot is free again when the outcome is committed."""
+        try:
+            if lock_obtained:
+                outcome = await self._gateway.charge(claim.request, start_by=start_by)
+            else:
+                outcome = NotSent("lock_not_obtained")
+            await self._outcomes.bring(Result(claim, outcome))
+            match outcome:
+                case Confirmed():
+                    counts["confirmed"] += 1
+                case Declined():
+                    counts["declined"] += 1
+                case NotSent():
+                    counts["not_sent"] += 1
+                case InDoubt():
+                    counts["in_doubt"] += 1
+        finally:
+            self._give_back(1)

@@ -1,0 +1,254 @@
+"""Draining a lane: the loop that turns a line of purchases into verdicts.
+
+Who comes. A claim check says that a lane has work. Several may come at once; the lane's row lock lets one at a time
+decide. The first batch waits for the lock (a bounded time), because whoever holds it may have read the line before the
+work we were called for was committed. Later batches do not wait: whoever has the lock by then carries on.
+
+Why no work is left behind. The mark `called:<queue>` is deleted after the lock is granted and before the line is read:
+
+    lock the lane ── DEL called ── read the line ── decide, write ── commit (lock released)
+                          │              └ sees everything committed before it
+                          └ whoever commits after this read finds the mark free, and calls again
+
+Deleting after the read, or not waiting the first time, would each leave a row that nobody comes for.
+
+What a failure costs. A process that dies or stalls in the middle loses its transaction and with it the lock, within
+`IDLE_IN_TRANSACTION_TIMEOUT`; nothing was written. The claim check is gone; the sweep calls the lane again. Everything
+in Redis (statuses, door records, the watermark, the call to the charges) is written after the commit and may fail:
+readers fall back on Postgres, and the sweep repeats the call.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import structlog
+from psycopg import errors as postgres
+from redis import Redis, RedisError
+from sqlalchemy import Connection, Engine, RowMapping, TextClause
+from sqlalchemy.exc import DBAPIError
+
+from shared import doors, keys, statuses
+from shared.calling import CHARGES_CALL, Caller, lane_call
+from shared.doors import Door
+from shared.purchases import PurchaseRecord
+from shared.routing import queue_of
+from shared.settings import Settings
+from shared.statements import decide as sql
+from shared.states import Status
+from workers.verdicts import Stock, Verdict, Waiting, decide
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one transaction settled, as it stands in Postgres after its commit."""
+
+    records: Sequence[PurchaseRecord] = ()
+    doors: Sequence[Door] = ()
+    decided_through: int | None = None
+
+    @property
+    def reserved(self) -> int:
+        """How many purchases got stock."""
+        return sum(record.status is Status.RESERVED for record in self.records)
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """What one claim check led to: the result of the task `purchases.decide`.
+
+    `left` says that the lane was given up with work in it, and called again.
+    """
+
+    decided: int = 0
+    reserved: int = 0
+    left: bool = False
+    seconds: float = 0.0
+
+    def as_result(self) -> dict[str, Any]:
+        """As Celery shows it."""
+        return asdict(self) | {"seconds": round(self.seconds, 6)}
+
+
+class LaneTakenError(Exception):
+    """Somebody else has the lane's lock."""
+
+
+class Decider:
+    """Decides lanes on one database connection. One per process; not for several threads at once."""
+
+    def __init__(self, engine: Engine, redis: Redis, caller: Caller, settings: Settings) -> None:
+        self._engine = engine
+        self._redis = redis
+        self._caller = caller
+        self._settings = settings
+        self._limits = {
+            "idle": f"{settings.idle_in_transaction_timeout * 1000:.0f}ms",
+            "lock": f"{settings.lock_timeout * 1000:.0f}ms",
+            "statement": f"{settings.statement_timeout * 1000:.0f}ms",
+        }
+
+    def drain(self, lane: int, stopping: Callable[[], bool] = lambda: False) -> Drained:
+        """Decide what waits in the lane, batch by batch, until nothing settles or its slice of time is over.
+
+        Raises sqlalchemy.exc.DBAPIError when Postgres fails; then nothing of the batch under way was written.
+        """
+        began = time.monotonic()
+        decided = reserved = 0
+        first = True
+        while True:
+            try:
+                batch = self.run_batch(lane, wait=first)
+            except LaneTakenError:
+                if first:
+                    # Whoever has it may have read before the work we came for: somebody must come again.
+                    self._forget_call(lane)
+                    self._caller.call([lane_call(lane)])
+                return Drained(decided, reserved, left=first, seconds=time.monotonic() - began)
+            if not batch.records:
+                return Drained(decided, reserved, seconds=time.monotonic() - began)
+            first = False
+            decided += len(batch.records)
+            reserved += batch.reserved
+            self._publish(lane, batch)
+            if stopping() or time.monotonic() - began >= self._settings.decide_slice:
+                self._caller.call([lane_call(lane)])
+                return Drained(decided, reserved, left=True, seconds=time.monotonic() - began)
+
+    def run_batch(self, lane: int, *, wait: bool) -> Batch:
+        """One batch: lock, read, decide, write, commit. An empty batch means that nothing could be settled.
+
+        Raises LaneTakenError when the lane's lock was not to be had.
+        """
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(sql.LIMITS, self._limits)
+                connection.execute(sql.LOCK_LANE if wait else sql.LOCK_LANE_NOWAIT, {"lane": lane})
+                self._forget_call(lane)
+                return self._decide_batch(connection, lane)
+        except DBAPIError as error:
+            if isinstance(error.orig, postgres.LockNotAvailable):
+                raise LaneTakenError from error
+            raise
+
+    def _decide_batch(self, connection: Connection, lane: int) -> Batch:
+        rows = self._read_line(connection, lane)
+        if not rows:
+            return Batch()
+        purchases = [_waiting(row) for row in rows]
+        skus = sorted({purchase.item for purchase in purchases})
+        item_rows = _fetch(connection, sql.LOCK_ITEMS, skus=skus)
+        ends = {row["sku"]: row["seq"] for row in _fetch(connection, sql.LAST_WAITLISTED, lane=lane, skus=skus)}
+        stocks = {row["sku"]: _stock(row, ends.get(row["sku"])) for row in item_rows}
+        verdicts = decide(purchases, stocks, self._holdings(connection, purchases, stocks))
+        for verdict in verdicts:
+            if verdict.error is not None:
+                log.error("purchase_set_aside", purchase=verdict.purchase.id, lane=lane, exc_info=verdict.error)
+
+        through = connection.execute(
+            sql.ADVANCE_WATERMARK, {"lane": lane, "seq": max(p.seq for p in purchases)}
+        ).scalar_one()
+        if not verdicts:
+            return Batch(decided_through=through)
+        written = _fetch(
+            connection,
+            sql.WRITE_VERDICTS,
+            ids=[v.purchase.id for v in verdicts],
+            statuses=[v.status for v in verdicts],
+            reasons=[v.reason for v in verdicts],
+            holds=[v.hold_seconds for v in verdicts],
+            now=item_rows[0]["now"],
+        )
+        return Batch([PurchaseRecord.from_row(row) for row in written], self._take_stock(connection, verdicts), through)
+
+    def _read_line(self, connection: Connection, lane: int) -> list[RowMapping]:
+        """The rows to decide: waitlists that can move now, then the queue; each in order, locked."""
+        batch = self._settings.decide_batch
+        moving = [row["item"] for row in _fetch(connection, sql.WAITLISTS_THAT_MOVE, lane=lane)]
+        waitlisted = _fetch(connection, sql.READ_WAITLISTED, lane=lane, items=moving, batch=batch) if moving else []
+        queued = _fetch(connection, sql.READ_QUEUED, lane=lane, batch=batch)
+        return [*waitlisted, *queued]
+
+    def _holdings(
+        self, connection: Connection, purchases: Sequence[Waiting], stocks: dict[str, Stock]
+    ) -> dict[tuple[str, str, str], int]:
+        limited = {
+            purchase.holder
+            for purchase in purchases
+            if purchase.item in stocks and stocks[purchase.item].per_customer is not None
+        }
+        if not limited:
+            return {}
+        items, clients, customers = zip(*sorted(limited), strict=True)
+        rows = _fetch(connection, sql.HOLDINGS, items=list(items), clients=list(clients), customers=list(customers))
+        return {(row["item"], row["client_id"], row["customer"]): row["quantity"] for row in rows}
+
+    def _take_stock(self, connection: Connection, verdicts: Sequence[Verdict]) -> list[Door]:
+        taken: defaultdict[str, int] = defaultdict(int)
+        for verdict in verdicts:
+            if verdict.status is Status.RESERVED:
+                taken[verdict.purchase.item] += verdict.purchase.quantity
+        if not taken:
+            return []
+        rows = _fetch(connection, sql.TAKE_STOCK, skus=list(taken), taken=list(taken.values()))
+        return [Door.from_row(row) for row in rows]
+
+    def _publish(self, lane: int, batch: Batch) -> None:
+        """Tell Redis, in one pipeline, and call the charges. Only logged if it fails: Postgres has it all."""
+        calls = [CHARGES_CALL] if batch.reserved else []
+        try:
+            with self._redis.pipeline(transaction=False) as pipe:
+                self._caller.queue_marks(pipe, calls)
+                statuses.queue_write(pipe, batch.records, self._settings)
+                doors.queue_write(pipe, batch.doors, self._settings)
+                if batch.decided_through is not None:
+                    statuses.queue_watermark(pipe, lane, batch.decided_through)
+                replies = pipe.execute()
+        except RedisError as error:
+            log.warning("batch_not_published", lane=lane, purchases=len(batch.records), error=str(error))
+            return
+        self._caller.publish(self._caller.to_publish(calls, replies))
+
+    def _forget_call(self, lane: int) -> None:
+        try:
+            self._redis.delete(keys.called(queue_of(lane)))
+        except RedisError as error:
+            # The mark then stands until it expires, which delays the next call; it loses nothing.
+            log.warning("call_not_forgotten", lane=lane, error=str(error))
+
+
+def _fetch(connection: Connection, statement: TextClause, **values: Any) -> list[RowMapping]:
+    return list(connection.execute(statement, values).mappings())
+
+
+def _waiting(row: RowMapping) -> Waiting:
+    return Waiting(
+        id=row["id"].hex,
+        seq=row["seq"],
+        item=row["item"],
+        client=row["client_id"],
+        customer=row["customer"],
+        quantity=row["quantity"],
+        status=Status(row["status"]),
+        accepted_at=row["accepted_at"],
+    )
+
+
+def _stock(row: RowMapping, waitlist_end: int | None) -> Stock:
+    return Stock(
+        sku=row["sku"],
+        available=row["available"],
+        unpaid=row["unpaid"],
+        hold_seconds=row["hold_seconds"],
+        waitlist=row["waitlist"],
+        per_customer=row["per_customer"],
+        opens_at=row["opens_at"],
+        closes_at=row["closes_at"],
+        waitlist_end=waitlist_end,
+    )

@@ -1,0 +1,227 @@
+"""Recording what came of payment calls: outcomes by the group, one transaction each, counted only under their fence."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, assert_never
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from sqlalchemy import RowMapping, TextClause
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from shared import doors, keys, statuses
+from shared.calling import Call, Caller, lane_call
+from shared.doors import Door
+from shared.narrow_lock import Lock
+from shared.purchases import PurchaseRecord
+from shared.redis_clients import script
+from shared.settings import Settings
+from shared.statements import charge as sql
+from shared.states import Status
+from workers.gateways import ChargeOutcome, ChargeRequest, Confirmed, Declined, InDoubt, NotSent
+
+log = structlog.get_logger()
+
+#: Attempts after which the pause between tries no longer doubles: 0.5 s then has become half a minute.
+_LONGEST_PAUSE = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One purchase that this worker may charge now: its intent is committed under `fence`."""
+
+    record: PurchaseRecord
+    attempt: int
+    fence: int
+    call_deadline: datetime
+    worker: str
+    payment_token: str = field(repr=False)
+
+    @property
+    def lock(self) -> Lock:
+        """The narrow lock around its call."""
+        return Lock(keys.charge_lock(self.record.id), f"{self.worker}:{self.fence}")
+
+    @property
+    def request(self) -> ChargeRequest:
+        """What the gateway is asked to charge."""
+        record = self.record
+        return ChargeRequest(record.id, record.amount, record.currency, record.customer, self.payment_token)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A claim and what came of its call."""
+
+    claim: Claim
+    outcome: ChargeOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A result as the statements take it."""
+
+    status: Status
+    attempt_outcome: str
+    reason: str | None = None
+    charge_id: str | None = None
+    retry_after: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What one transaction changed: purchases and door records at their new revision, lanes whose waitlist may move."""
+
+    records: Sequence[PurchaseRecord] = ()
+    doors: Sequence[Door] = ()
+    lanes: Sequence[int] = ()
+
+    def __add__(self, other: Written) -> Written:
+        return Written([*self.records, *other.records], [*self.doors, *other.doors], [*self.lanes, *other.lanes])
+
+
+class Recorder:
+    """Writes results to Postgres and, after the commit, tells Redis and lets go of the locks."""
+
+    def __init__(self, engine: AsyncEngine, redis: Redis, caller: Caller, settings: Settings) -> None:
+        self._engine = engine
+        self._redis = redis
+        self._caller = caller
+        self._settings = settings
+
+    async def record(self, results: Sequence[Result]) -> list[bool]:
+        """Per result, whether it counted: False if the purchase had moved on under another fence."""
+        written = await self._written(results)
+        await self._publish(results, written)
+        counted = {record.id for record in written.records}
+        for result in results:
+            if result.claim.record.id not in counted:
+                log.error("outcome_did_not_count", purchase=result.claim.record.id, outcome=result.outcome)
+        return [result.claim.record.id in counted for result in results]
+
+    async def _written(self, results: Sequence[Result]) -> Written:
+        """Write, again and again while Postgres is away: a known outcome is not given up.
+
+        One that Postgres refuses does not take its neighbours with it: the group is halved until it stands alone. It
+        then stays `charging` and is found by its deadline.
+        """
+        pause = 0.1
+        while True:
+            try:
+                return await self._write(results)
+            except (OperationalError, InterfaceError, OSError) as error:
+                log.warning("outcomes_not_recorded", outcomes=len(results), error=str(error), again_in=pause)
+                await asyncio.sleep(pause)
+                # Two seconds at most: soon enough after Postgres came back, and no load while it comes.
+                pause = min(pause * 2, 2.0)
+            except DBAPIError as error:
+                if len(results) == 1:
+                    log.error("outcome_refused", purchase=results[0].claim.record.id, error=str(error.orig))
+                    return Written()
+                half = len(results) // 2
+                first, second = await self._written(results[:half]), await self._written(results[half:])
+                return first + second
+
+    async def _write(self, results: Sequence[Result]) -> Written:
+        rows = [_row(result, self._settings.charge_retry) for result in results]
+        ids = [result.claim.record.id for result in results]
+        fences = [result.claim.fence for result in results]
+        async with self._engine.begin() as connection:
+            await connection.execute(sql.LOCK_PURCHASES, {"ids": ids})
+            written = await _fetch(
+                connection,
+                sql.RECORD,
+                ids=ids,
+                fences=fences,
+                statuses=[row.status for row in rows],
+                reasons=[row.reason for row in rows],
+                charge_ids=[row.charge_id for row in rows],
+                retry_afters=[row.retry_after for row in rows],
+            )
+            records = [PurchaseRecord.from_row(row) for row in written]
+            moved_doors, lanes = await self._settle_stock(connection, records)
+            await connection.execute(
+                sql.RECORD_ATTEMPTS,
+                {
+                    "fences": fences,
+                    "outcomes": [row.attempt_outcome for row in rows],
+                    "reasons": [row.reason for row in rows],
+                    "charge_ids": [row.charge_id for row in rows],
+                },
+            )
+        return Written(records, moved_doors, lanes)
+
+    async def _settle_stock(
+        self, connection: AsyncConnection, records: Sequence[PurchaseRecord]
+    ) -> tuple[list[Door], list[int]]:
+        """End the holds of what was paid or declined. Also returns the lanes whose waitlists may move now."""
+        returned: defaultdict[str, int] = defaultdict(int)
+        sold: defaultdict[str, int] = defaultdict(int)
+        for record in records:
+            if record.status is Status.CONFIRMED:
+                sold[record.item] += record.quantity
+            elif record.status is Status.DECLINED:
+                returned[record.item] += record.quantity
+        skus = sorted(returned.keys() | sold.keys())
+        if not skus:
+            return [], []
+        await connection.execute(sql.LOCK_ITEMS, {"skus": skus})
+        rows = await _fetch(
+            connection,
+            sql.SETTLE_STOCK,
+            skus=skus,
+            returned=[returned[sku] for sku in skus],
+            sold=[sold[sku] for sku in skus],
+        )
+        lanes = await _fetch(connection, sql.LANES_WITH_WAITLISTS, skus=skus)
+        return [Door.from_row(row) for row in rows], [row["lane"] for row in lanes]
+
+    async def _publish(self, results: Sequence[Result], written: Written) -> None:
+        """After the commit: statuses, door records, locks, calls, in one pipeline. Only logged if it fails."""
+        calls: list[Call] = [lane_call(lane) for lane in sorted(set(written.lanes))]
+        locks = [result.claim.lock for result in results]
+        try:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                self._caller.queue_marks(pipe, calls)
+                statuses.queue_write(pipe, written.records, self._settings)
+                doors.queue_write(pipe, written.doors, self._settings)
+                pipe.eval(
+                    script("delete_if_equal"),
+                    len(locks),
+                    *(lock.key for lock in locks),
+                    *(lock.owner for lock in locks),
+                )
+                replies: list[Any] = await pipe.execute()
+        except RedisError as error:
+            log.warning("outcomes_not_published", outcomes=len(results), error=str(error))
+            return
+        to_publish = self._caller.to_publish(calls, replies)
+        if to_publish:
+            await asyncio.to_thread(self._caller.publish, to_publish)
+
+
+def _row(result: Result, retry: float) -> _Row:
+    match result.outcome:
+        case Confirmed(charge_id):
+            return _Row(Status.CONFIRMED, "confirmed", charge_id=charge_id)
+        case Declined(reason, charge_id):
+            return _Row(Status.DECLINED, "declined", reason, charge_id)
+        case NotSent(reason, _, retry_after):
+            pause = retry * 2 ** min(result.claim.attempt - 1, _LONGEST_PAUSE) * random.uniform(0.5, 1.5)
+            return _Row(Status.RESERVED, "not_sent", reason, retry_after=max(pause, retry_after or 0.0))
+        case InDoubt(reason):
+            return _Row(Status.IN_DOUBT, "in_doubt", reason)
+        case _:
+            assert_never(result.outcome)
+
+
+async def _fetch(connection: AsyncConnection, statement: TextClause, **values: Any) -> list[RowMapping]:
+    return list((await connection.execute(statement, values)).mappings())
