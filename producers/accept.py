@@ -23,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared import keys, statuses
 from shared.calling import Caller
+from shared.database import cause
 from shared.errors import UnavailableError
 from shared.groups import Group
 from shared.purchases import PurchaseRecord
@@ -126,12 +127,12 @@ class Acceptor:
         try:
             inserted, found = await self._write(orders)
         except (OperationalError, InterfaceError, PoolTimeoutError, OSError) as error:
-            log.error("commit_failed_or_unknown", orders=len(orders), error=str(error))
+            log.error("commit_failed_or_unknown", orders=len(orders), error=cause(error))
             raise UnavailableError from error
         except DBAPIError as error:
             # Postgres refused a value that validation let through. Halve the batch until it fails alone.
             if len(orders) == 1:
-                log.error("order_refused", client=orders[0].client, error=type(error.orig).__name__)
+                log.error("order_refused", client=orders[0].client, error=cause(error))
                 raise
             half = len(orders) // 2
             return [*await self._accept_half(orders[:half]), *await self._accept_half(orders[half:])]

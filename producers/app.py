@@ -48,7 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
         title="Fairlane",
         version=version("fairlane"),
         description=_DESCRIPTION.strip(),
-        license_info={"name": "MIT", "identifier": "MIT"},
+        license_info={"name": "MIT"},
         openapi_tags=_TAGS,
         docs_url=None,
         redoc_url=None,

@@ -220,7 +220,14 @@ PATHS: Final[Json] = {
                     "description": "The purchase's id.",
                     "schema": {"type": "string"},
                     "example": _ID,
-                }
+                },
+                {
+                    "name": "If-None-Match",
+                    "in": "header",
+                    "required": False,
+                    "description": "The ETag of an earlier answer.",
+                    "schema": _TEXT,
+                },
             ],
             "responses": {
                 "200": {
@@ -235,6 +242,7 @@ PATHS: Final[Json] = {
                     },
                     "content": _purchase(_EXAMPLE_CONFIRMED),
                 },
+                "304": {"description": "Nothing changed since the answer whose ETag is in If-None-Match."},
                 **problem_responses(UNAUTHORIZED, UNKNOWN_PURCHASE, INTERNAL_ERROR, UNAVAILABLE),
             },
         }

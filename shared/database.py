@@ -20,6 +20,8 @@ def _engine_options(settings: Settings) -> dict[str, Any]:
         # be repeated as a whole. A ping per checkout would cost a round trip per batch.
         "pool_pre_ping": False,
         "pool_recycle": 1_800,
+        # The parameters hold payment tokens; an exception's text ends up in logs.
+        "hide_parameters": True,
         "connect_args": {
             "application_name": "fairlane",
             # A server that went away without a word is noticed within seconds, also while we wait for its answer.
@@ -50,10 +52,14 @@ def check_lanes(connection: Connection, lanes: int) -> None:
     try:
         found = connection.execute(text("SELECT count(*) FROM fairlane.lanes")).scalar_one()
     except DBAPIError as error:
-        raise SettingsError(f"FAIRLANE_DATABASE_URL: run `fairlane migrate` first ({_first_line(error)})") from error
+        raise SettingsError(f"FAIRLANE_DATABASE_URL: run `fairlane migrate` first ({cause(error)})") from error
     if found != lanes:
         raise LanesMismatchError(f"FAIRLANE_LANES: is {lanes}, but this database was laid out for {found} lanes")
 
 
-def _first_line(error: DBAPIError) -> str:
-    return str(error.orig).partition("\n")[0]
+def cause(error: BaseException) -> str:
+    """What may be logged of a failure: its kind and, from Postgres, the state. Its text may quote a row, and rows hold
+    payment tokens."""
+    original = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    state = getattr(original, "sqlstate", None)
+    return f"{type(original).__name__} ({state})" if state else type(original).__name__

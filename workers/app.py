@@ -12,7 +12,7 @@ from celery.signals import worker_init, worker_process_shutdown, worker_shutdown
 from sqlalchemy.exc import OperationalError
 
 from shared.calling import make_celery
-from shared.database import check_lanes, make_engine
+from shared.database import cause, check_lanes, make_engine
 from shared.errors import SettingsError
 from shared.logs import configure_logging
 from shared.settings import settings_or_exit
@@ -33,9 +33,11 @@ def check_database(**_: Any) -> None:
     try:
         with engine.connect() as connection:
             check_lanes(connection, settings.lanes)
-    except (SettingsError, OperationalError) as error:
-        # SystemExit, as Celery only logs an ordinary exception of a signal's receiver and goes on.
+    # SystemExit, as Celery only logs an ordinary exception of a signal's receiver and goes on.
+    except SettingsError as error:
         raise SystemExit(f"fairlane: {error}") from None
+    except OperationalError as error:
+        raise SystemExit(f"fairlane: FAIRLANE_DATABASE_URL: the database does not answer ({cause(error)})") from None
     finally:
         engine.dispose()
 

@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared import doors, keys, statuses
 from shared.calling import Call, Caller, lane_call
+from shared.database import cause
 from shared.doors import Door
 from shared.narrow_lock import Lock
 from shared.purchases import PurchaseRecord
@@ -118,13 +119,13 @@ class Recorder:
             try:
                 return await self._write(results)
             except (OperationalError, InterfaceError, OSError) as error:
-                log.warning("outcomes_not_recorded", outcomes=len(results), error=str(error), again_in=pause)
+                log.warning("outcomes_not_recorded", outcomes=len(results), error=cause(error), again_in=pause)
                 await asyncio.sleep(pause)
                 # Two seconds at most: soon enough after Postgres came back, and no load while it comes.
                 pause = min(pause * 2, 2.0)
             except DBAPIError as error:
                 if len(results) == 1:
-                    log.error("outcome_refused", purchase=results[0].claim.record.id, error=str(error.orig))
+                    log.error("outcome_refused", purchase=results[0].claim.record.id, error=cause(error))
                     return Written()
                 half = len(results) // 2
                 first, second = await self._written(results[:half]), await self._written(results[half:])

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared import statuses
 from shared.calling import CHARGES_CALL, Caller, lane_call, make_celery
-from shared.database import check_lanes, make_async_engine
+from shared.database import cause, check_lanes, make_async_engine
 from shared.errors import SettingsError
 from shared.logs import configure_logging
 from shared.redis_clients import make_async_redis
@@ -69,7 +69,7 @@ class Sweep:
             try:
                 await self.run_once()
             except (DBAPIError, OSError) as error:
-                log.warning("sweep_failed", error=str(error))
+                log.warning("sweep_failed", error=cause(error))
             try:
                 await asyncio.wait_for(stop.wait(), self._settings.sweep_every)
             except TimeoutError:
@@ -123,6 +123,8 @@ def main() -> None:
         asyncio.run(_main(settings))
     except SettingsError as error:
         raise SystemExit(f"fairlane: {error}") from None
+    except OperationalError as error:
+        raise SystemExit(f"fairlane: FAIRLANE_DATABASE_URL: the database does not answer ({cause(error)})") from None
 
 
 if __name__ == "__main__":

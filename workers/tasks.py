@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from celery import Celery
+from sqlalchemy.exc import DBAPIError
 
+from shared.database import cause
+from shared.errors import UnavailableError
 from shared.routing import CHARGE, DECIDE, Router
 from shared.settings import Settings
 from workers.process import WorkerProcess
@@ -21,7 +26,8 @@ def register(app: Celery, settings: Settings, process: WorkerProcess) -> None:
 
         Returns `{decided, reserved, left, seconds}`.
         """
-        return process.decide(router.lane(named)).as_result()
+        with _without_quoting_rows():
+            return process.decide(router.lane(named)).as_result()
 
     @app.task(name=CHARGE)
     def charge() -> dict[str, Any]:
@@ -29,4 +35,14 @@ def register(app: Celery, settings: Settings, process: WorkerProcess) -> None:
 
         Returns `{claimed, confirmed, declined, not_sent, in_doubt, seconds}`.
         """
-        return process.charge().as_result()
+        with _without_quoting_rows():
+            return process.charge().as_result()
+
+
+@contextmanager
+def _without_quoting_rows() -> Iterator[None]:
+    """A task's exception goes to the log, the events and Flower; that of a database may quote a row with its token."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise UnavailableError(f"Postgres failed: {cause(error)}") from None
