@@ -24,8 +24,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -126,8 +126,6 @@ class _Stop:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        if self.code is None and _OWNER_GONE.is_set():
-            self.code = 128 + signal.SIGTERM
 
 
 _OWNER_GONE = threading.Event()
@@ -137,9 +135,12 @@ class _WatchedProcess(Process):  # type: ignore[misc]  # honcho has no types
     """One line, run and watched in a process of its own (see the module)."""
 
     def run(self, events: Any = None, ignore_signals: bool = False) -> None:
-        starter = os.getppid()
-        threading.Thread(target=self._watch, args=(starter,), daemon=True).start()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # Ctrl-C reaches us too. Not SIG_IGN, which the line's program would inherit; honcho sets that after it.
+            signal.signal(number, lambda *_: None)
+        threading.Thread(target=self._watch, args=(os.getppid(),), daemon=True).start()
         super().run(events, ignore_signals)
+        _signal_session(self._child.pid, signal.SIGKILL)
 
     def _watch(self, starter: int) -> None:
         while self._child is None:
@@ -184,9 +185,8 @@ def _run(lines: Mapping[str, str], directory: Path, environment: Mapping[str, st
             cwd=str(directory),
         )
         running[name] = _Line(multiprocessing.Process(target=process.run, args=(events, True), name=name), colour)
-    with _quiet_signals():  # A watcher must not take part in our signals in the moment before it ignores its own.
-        for line in running.values():
-            line.watcher.start()
+    for line in running.values():
+        line.watcher.start()
 
     first: int | None = None
     kill_at: float | None = None
@@ -207,12 +207,13 @@ def _run(lines: Mapping[str, str], directory: Path, environment: Mapping[str, st
                     _say(printer, "stopping")
             if kill_at is not None:
                 _end(running, signal.SIGKILL if time.monotonic() > kill_at else signal.SIGTERM)
+                if time.monotonic() > kill_at + _LEFTOVERS_WITHIN:
+                    break  # Somebody left the session and holds the output open: nothing to wait for.
     finally:
         _end(running, signal.SIGKILL)
         for line in running.values():
-            line.watcher.join(STOP_WITHIN)
-            if line.pid is not None:
-                _signal_session(line.pid, signal.SIGKILL)
+            line.watcher.join(_LEFTOVERS_WITHIN)
+            line.watcher.kill()
     if stop.code is not None:
         return stop.code
     # A line ended by signal n is reported as -n; a shell would say 128 + n.
@@ -276,16 +277,6 @@ def _signal_process(pid: int, number: signal.Signals) -> None:
 def _signal_session(pid: int, number: signal.Signals) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
-
-
-@contextmanager
-def _quiet_signals() -> Iterator[None]:
-    held = {signal.SIGINT, signal.SIGTERM}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def checked_settings() -> Settings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import psycopg
@@ -14,6 +14,7 @@ from redis import Redis
 from ops.embedded import EmbeddedServers
 from shared.migrate import migrate
 from shared.settings import Settings
+from tests.integration.shopfloor import Shop, open_shop
 
 _numbers = itertools.count(1)
 
@@ -59,6 +60,13 @@ def environment(servers: EmbeddedServers) -> Iterator[dict[str, str]]:
 def settings(environment: dict[str, str]) -> Settings:
     """The same as one frozen object."""
     return Settings(**{name.removeprefix("FAIRLANE_").lower(): value for name, value in environment.items()})
+
+
+@pytest.fixture
+async def shop(settings: Settings) -> AsyncIterator[Shop]:
+    """A small shop on these settings, and everything it opened closed at the end."""
+    async with open_shop(settings) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

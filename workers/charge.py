@@ -15,9 +15,9 @@ A claim check says that purchases are due. Then, on one event loop per process:
 
 What each part is for. The intent, committed before a byte is sent, tells everybody else that a call may be under way,
 and until when: `call_deadline`. The fence tells whose outcome counts. `start_by` keeps a process that was frozen after
-its claim from calling when the others believe it will not any more; it is counted from before the claim. The narrow lock
-keeps two calls for one purchase apart even if Postgres came back without the last intent. The slots keep claims from
-waiting: what is claimed is called at once.
+its claim from calling when the others believe that it will not any more; it is counted from before the claim. The
+narrow lock keeps two calls for one purchase apart even if Postgres came back without the last intent. The slots keep
+claims from waiting: what is claimed is called at once.
 """
 
 from __future__ import annotations
