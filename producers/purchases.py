@@ -1,7 +1,7 @@
 """`POST /v1/purchases` and `GET /v1/purchases/{id}`: the routes of every purchase.
 
 Plain Starlette routes with msgspec: on the path of every request, FastAPI's own handling would cost half the rate.
-What they take and give is described for `/docs` in `producers.docs`.
+What they take and give is described for `/docs` in `producers.purchases_described`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from producers import problems
 from producers.accept import Acceptance, Accepted, KeyReused, Order, UnknownItem
 from producers.admit import Verdict
 from producers.parts import Parts
-from producers.problems import Problem
+from producers.problems import FieldError, Problem
 from producers.reading import Reading
 from shared.items import SKU_PATTERN
 
@@ -26,6 +26,7 @@ from shared.items import SKU_PATTERN
 _ASK_AGAIN = "1"
 
 _VISIBLE = re.compile(r"[\x21-\x7e]{1,255}")
+_SKU = re.compile(SKU_PATTERN)
 _PURCHASE_ID = re.compile(r"[0-9a-f]{32}")
 
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
@@ -34,7 +35,7 @@ Text = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 class PurchaseRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """The body of POST /v1/purchases."""
 
-    item: Annotated[str, msgspec.Meta(pattern=SKU_PATTERN)]
+    item: str
     quantity: Annotated[int, msgspec.Meta(ge=1, le=1000)]
     customer: Text
     payment_token: Text
@@ -121,26 +122,25 @@ def parse(body: bytes) -> PurchaseRequest:
     try:
         parsed = _decode(body)
     except msgspec.ValidationError as error:
-        raise _malformed(*_field_and_detail(str(error))) from None
+        raise problems.malformed([_field_error(str(error))]) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Problem(problems.MALFORMED, detail=f"The body is not valid JSON: {error}.") from None
+        raise problems.malformed([FieldError("body", f"is not JSON: {str(error)[:300]}")]) from None
+    if not _SKU.fullmatch(parsed.item):
+        # Matched here and whole: in msgspec's search, `$` also matches before a newline at the end.
+        raise problems.malformed([FieldError("item", f"does not match {SKU_PATTERN}")])
     for name in ("customer", "payment_token"):
         if not getattr(parsed, name).isprintable():
-            raise _malformed(name, "must consist of printable characters")
+            raise problems.malformed([FieldError(name, "must consist of printable characters")])
     return parsed
 
 
-def _field_and_detail(message: str) -> tuple[str, str]:
+def _field_error(message: str) -> FieldError:
     """msgspec says "Expected `int` - at `$.quantity`", or names a field in backquotes: take the field out of it."""
     what, _, path = message.partition(" - at ")
     if path:
-        return path.strip("`").removeprefix("$.") or "body", what
+        return FieldError(path.strip("`").removeprefix("$.") or "body", what)
     named = re.search(r"field `([^`]+)`", message)
-    return (named[1] if named else "body"), what
-
-
-def _malformed(field: str, detail: str) -> Problem:
-    return Problem(problems.MALFORMED, detail=f"{field}: {detail}", errors=[{"field": field, "detail": detail}])
+    return FieldError(named[1][:100] if named else "body", what[:300])
 
 
 def _answer(acceptance: Acceptance, order: Order) -> Response:

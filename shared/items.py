@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Annotated, Self
+from datetime import UTC, datetime
+from typing import Annotated, Any, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    model_validator,
+)
 from sqlalchemy import RowMapping, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -18,11 +27,25 @@ from shared.settings import Settings
 #: As in the CHECK of `items.sku`.
 SKU_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
 
+
+def _text_only(value: Any) -> Any:
+    # A bare number could be seconds or milliseconds.
+    if not isinstance(value, str | datetime):
+        raise ValueError("must be a time with its zone, as text")
+    return value
+
+
 Sku = Annotated[str, Field(pattern=SKU_PATTERN, examples=["sku-1"])]
 #: Stock and limits fit Postgres' integer; prices in minor units leave room for price times quantity in a bigint.
 Count = Annotated[StrictInt, Field(ge=0, le=2_000_000_000)]
 PositiveCount = Annotated[StrictInt, Field(ge=1, le=2_000_000_000)]
 Price = Annotated[StrictInt, Field(ge=0, le=10**15)]
+#: A moment with its zone, as text. Years that any zone and any client can show; Postgres alone could keep more.
+Moment = Annotated[
+    AwareDatetime,
+    BeforeValidator(_text_only),
+    Field(ge=datetime(2000, 1, 1, tzinfo=UTC), lt=datetime(9000, 1, 1, tzinfo=UTC), examples=["2026-01-31T09:00:00Z"]),
+]
 HoldSeconds = Annotated[StrictInt, Field(ge=1, le=86_400)]
 
 
@@ -37,8 +60,8 @@ class ItemTerms(BaseModel):
     currency: Annotated[str, Field(strict=True, pattern=r"^[A-Z]{3}$", examples=["EUR"])]
     #: The most units one customer may hold or have bought.
     per_customer: PositiveCount | None = None
-    opens_at: AwareDatetime | None = None
-    closes_at: AwareDatetime | None = None
+    opens_at: Moment | None = None
+    closes_at: Moment | None = None
     hold_seconds: HoldSeconds | None = None
     waitlist: StrictBool = True
 
