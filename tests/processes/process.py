@@ -27,7 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 # Conditions are asked 50 times a second: far below what a test notices, and a small load on two cores.
 POLL_SECONDS = 0.02
