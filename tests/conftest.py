@@ -1,4 +1,4 @@
-"""Real servers for all tests: one Postgres and one Valkey per run, a database of its own and an empty Redis per test."""
+"""Real servers for all tests: one Postgres and one Valkey per run; per test its own database and an empty Redis."""
 
 from __future__ import annotations
 

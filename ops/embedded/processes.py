@@ -49,7 +49,7 @@ def table() -> list[Process]:
     """Return all running processes that this user may see."""
     if not (_PROC / "self" / "stat").exists():
         return _table_from_ps()
-    rows = (_from_proc(int(entry)) for entry in os.listdir(_PROC) if entry.isdigit())
+    rows = (_from_proc(int(entry)) for entry in os.listdir(_PROC) if entry.isdigit())  # noqa: PTH208 - Path objects for nothing
     return [row for row in rows if row is not None]
 
 
@@ -108,9 +108,7 @@ def kill(mark: str, name: str, roots: Iterable[int]) -> bool:
     return wait_until(lambda: not members & {row.pid for row in table()}, _KILL_WITHIN)
 
 
-def start_guard(
-    server: int, mark: str, name: str, stop: signal.Signals, within: float
-) -> subprocess.Popen[bytes]:
+def start_guard(server: int, mark: str, name: str, stop: signal.Signals, within: float) -> subprocess.Popen[bytes]:
     """Start the guard of `server`. It lives until killed, or until this process and the server are gone."""
     arguments = [str(os.getpid()), str(server), mark, name, str(int(stop)), str(within)]
     return subprocess.Popen(

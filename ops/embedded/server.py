@@ -199,9 +199,7 @@ class EmbeddedServer(ABC):
             )
         try:
             self._write_record(_Record(process.pid, port, os.getpid(), processes.birth(os.getpid())))
-            self._guard = processes.start_guard(
-                process.pid, self._mark, self.name, self.stop_signal, self.stop_within
-            )
+            self._guard = processes.start_guard(process.pid, self._mark, self.name, self.stop_signal, self.stop_within)
             self._wait_ready(process, port, begin)
         except BaseException:
             self.kill()

@@ -59,7 +59,7 @@ def usable_package(package: Path, version: str, account: Account | None) -> Path
     if account is None or _runs(package, account):
         return package
     reasons: list[str] = []
-    for parent in dict.fromkeys([tempfile.gettempdir(), "/var/tmp", "/tmp"]):
+    for parent in dict.fromkeys([tempfile.gettempdir(), "/var/tmp", "/tmp"]):  # noqa: S108 - the copy is checked for its owner
         place = Path(parent) / f"fairlane-postgres-{version}-{os.geteuid()}"
         try:
             _ensure_copy(package, place)

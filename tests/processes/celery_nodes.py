@@ -87,9 +87,7 @@ class ProcessNode(CeleryTestNode):  # type: ignore[misc]
     def wait_for_log(self, log: str, message: str = "", timeout: float = LOG_SECONDS) -> None:
         """Wait until any run has logged `log`. Raises the plugin's TimeoutError after `timeout` seconds."""
         if not wait_for(lambda: log in self.logs(), timeout):
-            raise docker_errors.TimeoutError(
-                message or f"{self.name()} did not log {log!r} within {timeout:g} s"
-            )
+            raise docker_errors.TimeoutError(message or f"{self.name()} did not log {log!r} within {timeout:g} s")
 
 
 class ProcessBroker(ProcessNode, CeleryTestBroker):  # type: ignore[misc]
@@ -130,9 +128,7 @@ class ProcessSetup(CeleryTestSetup):  # type: ignore[misc]
 
         def all_answer() -> bool:
             replies = self.app.control.ping(destination=names, timeout=PING_SECONDS) or []
-            return {name for reply in replies for name in reply if reply[name].get("ok") == "pong"} >= set(
-                names
-            )
+            return {name for reply in replies for name in reply if reply[name].get("ok") == "pong"} >= set(names)
 
         return wait_for(all_answer, READY_SECONDS)
 

@@ -138,9 +138,7 @@ class ProcessContainer(CeleryTestContainer):  # type: ignore[misc]
     def _await_ready(self, bound: float) -> None:
         met = wait_for(lambda: self.status == "exited" or self.answers(), bound)
         if self.status == "exited":
-            raise docker_errors.ContainerFailed(
-                self, f"{self.name} has exited; its log ends:\n{self.logs()[-3000:]}"
-            )
+            raise docker_errors.ContainerFailed(self, f"{self.name} has exited; its log ends:\n{self.logs()[-3000:]}")
         if not met:
             raise docker_errors.TimeoutError(f"{self.name} was not ready within {bound:g} s")
 

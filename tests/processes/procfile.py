@@ -27,9 +27,7 @@ class ProcfileStack(Mapping[str, OwnedProcess]):
     the context; on leaving it all processes are asked to stop at once, and then ended.
     """
 
-    def __init__(
-        self, procfile: Path, *, env: Mapping[str, str], logs: Path, lines: Iterable[str] = ()
-    ) -> None:
+    def __init__(self, procfile: Path, *, env: Mapping[str, str], logs: Path, lines: Iterable[str] = ()) -> None:
         self.commands: dict[str, str] = dict(parse_procfile(procfile.read_text()).processes)
         self._directory = procfile.resolve().parent
         self._env = dict(env)
@@ -37,9 +35,7 @@ class ProcfileStack(Mapping[str, OwnedProcess]):
         self._lines = tuple(lines)
         self._processes: dict[str, OwnedProcess] = {}
 
-    def start(
-        self, line: str, *, name: str | None = None, env: Mapping[str, str] | None = None
-    ) -> OwnedProcess:
+    def start(self, line: str, *, name: str | None = None, env: Mapping[str, str] | None = None) -> OwnedProcess:
         """Start a line as `name` (the line's own by default; another name is a second process of it).
 
         `env` is added to the stack's. Raises KeyError for a line the Procfile lacks, ProcessError for a name

@@ -82,7 +82,7 @@ async def test_too_many_are_turned_away_and_nothing_is_brought() -> None:
     with pytest.raises(QueueFullError):
         await group.bring(6)
     door.open.set()
-    assert await asyncio.gather(first, second) == [20, 40]
+    assert [await first, await second] == [20, 40]
     assert door.batches == [[2], [4]]
 
 

@@ -40,10 +40,7 @@ def compose_services() -> dict[str, str]:
 
 
 def compose_commands() -> dict[str, str]:
-    found = {
-        name: re.findall(r"^    command: (.+)$", body, re.MULTILINE)
-        for name, body in compose_services().items()
-    }
+    found = {name: re.findall(r"^    command: (.+)$", body, re.MULTILINE) for name, body in compose_services().items()}
     return {name: commands[0] for name, commands in found.items() if commands}
 
 
@@ -152,9 +149,7 @@ def test_the_lock_for_pip_is_the_lock_of_uv() -> None:
     assert pins("requirements.lock") == uv_pins()
 
 
-@pytest.mark.parametrize(
-    ("lock", "group"), [("requirements-runtime.lock", None), ("requirements-build.lock", "build")]
-)
+@pytest.mark.parametrize(("lock", "group"), [("requirements-runtime.lock", None), ("requirements-build.lock", "build")])
 def test_the_locks_of_the_image_hold_what_they_are_for(lock: str, group: str | None) -> None:
     needed = needs(group)
     assert pins(lock) == {name: pin for name, pin in uv_pins().items() if name in needed}
