@@ -18,7 +18,7 @@ from redis import RedisError
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -115,6 +115,9 @@ class LastResort:
 
         try:
             await self._app(scope, receive, sender)
+        except ClientDisconnect:
+            # The client hung up before its request was whole: nothing was begun, and nobody is left to answer.
+            return
         except Exception as error:  # noqa: BLE001  # whatever it is, the client gets an answer
             answer = internal_error(scope, error)
             if started:
