@@ -19,6 +19,7 @@ from pathlib import Path
 from ops import stack
 from ops.embedded import EmbeddedServers
 from ops.embedded.ports import LOOPBACK, free_port
+from ops.interruption import orderly_end
 from ops.sandbox import ProviderProcess
 from shared.errors import FairlaneError, SettingsError
 from shared.settings import load_settings
@@ -46,7 +47,7 @@ def dev(directory: Path = DIRECTORY) -> int:
     """
     stack.find_procfile()
     with (
-        _sigterm_as_ctrl_c(),
+        orderly_end(),
         _owned(directory),
         EmbeddedServers(directory) as servers,
         ProviderProcess(directory / "provider") as provider,
@@ -166,13 +167,3 @@ def _owned(directory: Path) -> Iterator[None]:
         file.write(f"{os.getpid()}\n")
         file.flush()
         yield
-
-
-@contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """While servers start or stop, SIGTERM ends us in the same orderly way as Ctrl-C."""
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

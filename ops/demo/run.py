@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from uuid import UUID
 
 import msgspec
@@ -27,6 +26,7 @@ from ops.demo.live import open_view, take_snapshot
 from ops.demo.locked_way import sell_with_a_lock
 from ops.demo.report import Outcome, print_outcome
 from ops.demo.stage import Stage, StageError
+from ops.interruption import orderly_end
 from shared.database import make_async_engine
 from shared.errors import FairlaneError
 
@@ -45,19 +45,13 @@ FROM fairlane.purchases WHERE item = :sku
 """)
 
 
-class _Ended:
-    """The exit code of an interruption: 130, or 143 once SIGTERM came."""
-
-    code = 130
-
-
 def run_demo(*, buyers: int, seed: int, keep: bool, plain: bool) -> int:
     """Run a sale; returns 0, 1 when an invariant broke or a process ended, 130 after Ctrl-C, 143 after SIGTERM.
 
     `plain` prints lines instead of the live view. With `keep` everything stays up until Ctrl-C.
     """
     console = Console(highlight=False, soft_wrap=True)
-    with _sigterm_as_ctrl_c() as ended:
+    with orderly_end() as interruption:
         try:
             console.print("Starting Postgres, Valkey, a payment provider and every process of the Procfile …")
             began = time.monotonic()
@@ -74,7 +68,7 @@ def run_demo(*, buyers: int, seed: int, keep: bool, plain: bool) -> int:
             return 1
         except KeyboardInterrupt:
             console.print("Stopped; nothing is left running.")
-            return ended.code
+            return interruption.code
 
 
 async def _sale(stage: Stage, console: Console, buyers: int, seed: int, plain: bool) -> int:
@@ -178,19 +172,3 @@ def _keep(stage: Stage, console: Console) -> None:
     while True:
         stage.check()
         time.sleep(_KEEP_LOOK_EVERY)
-
-
-@contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[_Ended]:
-    """SIGTERM ends a demo in the same orderly way as Ctrl-C."""
-    ended = _Ended()
-
-    def interrupt(*_: object) -> None:
-        ended.code = 143
-        signal.raise_signal(signal.SIGINT)
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield ended
-    finally:
-        signal.signal(signal.SIGTERM, before)
