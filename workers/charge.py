@@ -97,7 +97,7 @@ class Charger:
         counts: Counter[str] = Counter()
         calls: set[asyncio.Task[None]] = set()
         try:
-            while not stopping() and await self._claim_and_call(counts, calls):
+            while not stopping() and await self._claim_and_call(counts, calls, stopping):
                 pass
         finally:
             # Also when a claim failed: a call under way is never cancelled, its outcome is wanted.
@@ -105,9 +105,15 @@ class Charger:
                 await asyncio.wait(calls)
         return Charged(**counts, seconds=time.monotonic() - began)
 
-    async def _claim_and_call(self, counts: Counter[str], calls: set[asyncio.Task[None]]) -> bool:
+    async def _claim_and_call(
+        self, counts: Counter[str], calls: set[asyncio.Task[None]], stopping: Callable[[], bool]
+    ) -> bool:
         """One claim and the start of its calls. Whether to go on: something was due, and locks were to be had."""
         slots = await self._take_free_slots()
+        if stopping():
+            # Asked to while it waited for a slot: another call would hold the shutdown up for as long again.
+            self._give_back(slots)
+            return False
         start_by = time.monotonic() + self._settings.start_within
         claims: list[Claim] = []
         try:

@@ -77,7 +77,11 @@ class Drained:
 
 
 class LaneTakenError(Exception):
-    """Somebody else has the lane's lock."""
+    """Somebody else has the lane's lock, and decides it; or, with `ours`, keeps a row that the lane's turn needs."""
+
+    def __init__(self, *, ours: bool) -> None:
+        super().__init__()
+        self.ours = ours
 
 
 class Decider:
@@ -105,12 +109,14 @@ class Decider:
         while True:
             try:
                 batch = self.run_batch(lane, wait=first)
-            except LaneTakenError:
-                if first:
-                    # Whoever has it may have read before the work we came for: somebody must come again.
+            except LaneTakenError as taken:
+                left = first or taken.ours
+                if left:
+                    # Whoever has it may have read before the work we came for, or decides nothing: somebody must come
+                    # again.
                     self._forget_call(lane)
                     self._caller.call([lane_call(lane)])
-                return Drained(decided, reserved, left=first, seconds=time.monotonic() - began)
+                return Drained(decided, reserved, left=left, seconds=time.monotonic() - began)
             if not batch.records:
                 return Drained(decided, reserved, seconds=time.monotonic() - began)
             first = False
@@ -124,17 +130,19 @@ class Decider:
     def run_batch(self, lane: int, *, wait: bool) -> Batch:
         """One batch: lock, read, decide, write, commit. An empty batch means that nothing could be settled.
 
-        Raises LaneTakenError when the lane's lock was not to be had.
+        Raises LaneTakenError when the lane's lock was not to be had, or that of a row of its purchases and items.
         """
+        ours = False
         try:
             with self._engine.begin() as connection:
                 connection.execute(sql.LIMITS, self._limits)
                 connection.execute(sql.LOCK_LANE if wait else sql.LOCK_LANE_NOWAIT, {"lane": lane})
+                ours = True
                 self._forget_call(lane)
                 return self._decide_batch(connection, lane)
         except DBAPIError as error:
             if isinstance(error.orig, postgres.LockNotAvailable):
-                raise LaneTakenError from error
+                raise LaneTakenError(ours=ours) from error
             raise
 
     def _decide_batch(self, connection: Connection, lane: int) -> Batch:

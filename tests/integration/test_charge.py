@@ -1,0 +1,326 @@
+"""Charging on real servers: the intent, the slots, the narrow lock, and what each outcome leads to.
+
+Only the payment provider is scripted, as a gateway may be; the last test has a real one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ops.sandbox import ProviderProcess
+from shared import keys
+from shared.purchases import PurchaseRecord
+from tests.integration.shopfloor import ScriptedGateway, Shop, until
+from workers.charge import Charged, Charger
+from workers.gateways import ChargeOutcome, ChargeRequest, Confirmed, Declined, HttpGateway, InDoubt, NotSent
+
+
+def counts(charged: Charged) -> dict[str, Any]:
+    """What was counted, without zeros and without the time."""
+    return {name: value for name, value in charged.as_result().items() if value and name != "seconds"}
+
+
+async def held(shop: Shop, number: int = 1, **terms: Any) -> list[PurchaseRecord]:
+    """So many purchases with a hold, due to be charged, and Redis as if just started."""
+    await shop.item(stock=1_000, **terms)
+    records = await shop.hold(*(shop.order() for _ in range(number)))
+    assert set(shop.statuses()) == {"reserved"}
+    shop.forget_calls()
+    return records
+
+
+async def test_the_intent_is_committed_before_the_call(shop: Shop) -> None:
+    await held(shop)
+    seen: list[tuple[dict[str, Any], dict[str, Any]]] = []
+
+    async def look(request: ChargeRequest) -> ChargeOutcome:
+        (attempt,) = shop.attempts()
+        seen.append((shop.purchases()[0], attempt))
+        return Confirmed("ch_1")
+
+    await shop.charger(ScriptedGateway(look), worker="worker-7").drain()
+
+    ((purchase, attempt),) = seen
+    assert (purchase["status"], purchase["attempt"], purchase["due_at"]) == ("charging", 1, None)
+    assert (attempt["fence"], attempt["worker"], attempt["outcome"]) == (purchase["fence"], "worker-7", None)
+    assert purchase["call_deadline"] == attempt["call_deadline"]
+    seconds = (purchase["call_deadline"] - attempt["claimed_at"]).total_seconds()
+    assert seconds == pytest.approx(shop.settings.overdue_after, abs=1)
+
+
+async def test_a_call_says_what_is_charged_under_the_narrow_lock(shop: Shop) -> None:
+    await shop.item(price=250, currency="CHF")
+    (bought,) = await shop.hold(shop.order(quantity=2, customer="c-42", payment_token="tok_visa"))
+    owners: list[Any] = []
+
+    async def look(request: ChargeRequest) -> ChargeOutcome:
+        owners.append(shop.plain_redis.get(keys.charge_lock(request.reference)))
+        return Confirmed("ch_1")
+
+    gateway = ScriptedGateway(look)
+    await shop.charger(gateway, worker="worker-7").drain()
+
+    assert gateway.requests == [ChargeRequest(bought.id, 500, "CHF", "c-42", "tok_visa")]
+    assert owners == [f"worker-7:{shop.purchase(bought)['fence']}"]
+    assert not shop.plain_redis.exists(keys.charge_lock(bought.id))  # released after the outcome
+
+
+@pytest.mark.parametrize(
+    ("outcome", "purchase", "attempt", "stock"),
+    [
+        (
+            Confirmed("ch_9"),
+            {"status": "confirmed", "reason": None, "charge_id": "ch_9", "payment_token": None},
+            {"outcome": "confirmed", "reason": None, "charge_id": "ch_9"},
+            (999, 0, 1),
+        ),
+        (
+            Declined("no_money", "ch_9"),
+            {"status": "declined", "reason": "no_money", "charge_id": "ch_9", "payment_token": None},
+            {"outcome": "declined", "reason": "no_money", "charge_id": "ch_9"},
+            (1_000, 0, 0),
+        ),
+        (
+            NotSent("unreachable", retry_after=60.0),
+            {"status": "reserved", "reason": "unreachable", "charge_id": None, "payment_token": "tok_secret"},
+            {"outcome": "not_sent", "reason": "unreachable", "charge_id": None},
+            (999, 1, 0),
+        ),
+        (
+            InDoubt("timeout"),
+            {"status": "in_doubt", "reason": "timeout", "charge_id": None, "payment_token": "tok_secret"},
+            {"outcome": "in_doubt", "reason": "timeout", "charge_id": None},
+            (999, 1, 0),
+        ),
+    ],
+    ids=["confirmed", "declined", "not-sent", "in-doubt"],
+)
+async def test_an_outcome_settles_the_purchase_the_attempt_and_the_stock(
+    shop: Shop,
+    outcome: ChargeOutcome,
+    purchase: dict[str, Any],
+    attempt: dict[str, Any],
+    stock: tuple[int, int, int],
+) -> None:
+    (bought,) = await held(shop)
+    before = shop.purchase(bought)
+    charged = await shop.charger(ScriptedGateway(outcome)).drain()
+
+    row = shop.purchase(bought)
+    assert {name: row[name] for name in purchase} == purchase
+    (tried,) = shop.attempts()
+    assert {name: tried[name] for name in attempt} == attempt
+    assert tried["recorded_at"] is not None
+    assert shop.stock() == stock
+    assert counts(charged) == {"claimed": 1, attempt["outcome"]: 1}
+    assert row["rev"] == before["rev"] + 2
+    final = purchase["status"] in {"confirmed", "declined"}
+    assert (row["finished_at"] is not None) == final
+    assert (row["call_deadline"] is not None) == (purchase["status"] == "in_doubt")
+    status = str(shop.plain_redis.get(keys.purchase(bought.id)))
+    assert status.startswith(f"{row['rev']}|")
+    assert f'"status":"{purchase["status"]}"' in status
+    assert not shop.plain_redis.exists(keys.charge_lock(bought.id))
+
+
+async def test_a_declined_charge_opens_the_door_again(shop: Shop) -> None:
+    await shop.item(stock=1, waitlist=False)
+    await shop.hold(shop.order())
+    assert shop.plain_redis.hget(keys.item("sku-1"), "within_reach") == "0"
+    await shop.charger(ScriptedGateway(Declined("no_money"))).drain()
+
+    assert shop.plain_redis.hget(keys.item("sku-1"), "within_reach") == "1"
+
+
+async def test_what_was_not_sent_is_due_again_later_and_keeps_its_hold(shop: Shop) -> None:
+    (bought,) = await held(shop)
+    before = shop.purchase(bought)
+    gateway = ScriptedGateway(NotSent("http_429", retry_after=300.0))
+    await shop.charger(gateway).drain()
+
+    row = shop.purchase(bought)
+    assert (row["due_at"] - datetime.now(UTC)).total_seconds() > 200
+    assert row["expires_at"] == before["expires_at"]
+    assert counts(await shop.charger(gateway).drain()) == {}  # not due yet
+    shop.sql("UPDATE fairlane.purchases SET due_at = now()")
+    await shop.charger(ScriptedGateway()).drain()
+    row = shop.purchase(bought)
+    assert (row["status"], row["attempt"]) == ("confirmed", 2)
+    assert [attempt["outcome"] for attempt in shop.attempts()] == ["not_sent", "confirmed"]
+
+
+async def test_two_chargers_call_for_every_purchase_once(shop: Shop) -> None:
+    records = await held(shop, 60)
+    gateway = ScriptedGateway()
+    settings = shop.with_settings(charge_slots=5)
+    chargers = [
+        shop.charger(gateway, settings=settings, engine=shop.another_engine(), worker=f"worker-{n}") for n in range(2)
+    ]
+    charged = await asyncio.gather(*(charger.drain() for charger in chargers))
+
+    assert sorted(gateway.references) == sorted(record.id for record in records)
+    assert sum(each.claimed for each in charged) == sum(each.confirmed for each in charged) == 60
+    assert shop.stock() == (940, 0, 60)
+    assert len({attempt["fence"] for attempt in shop.attempts()}) == 60
+
+
+async def test_a_claim_goes_past_what_somebody_else_has_locked(shop: Shop) -> None:
+    first, second = await held(shop, 2)
+    gateway = ScriptedGateway()
+    with shop.holding("SELECT FROM fairlane.purchases WHERE id = %s FOR UPDATE", first.id):
+        async with asyncio.timeout(20):
+            await shop.charger(gateway).drain()
+
+    assert gateway.references == [second.id]
+    assert shop.status(first) == "reserved"
+
+
+async def test_never_more_calls_are_claimed_than_there_are_slots(shop: Shop) -> None:
+    await held(shop, 20)
+    claimed: list[int] = []
+    all_slots_taken = asyncio.Event()
+
+    async def look(request: ChargeRequest) -> ChargeOutcome:
+        if gateway.under_way == 4:
+            all_slots_taken.set()
+        await all_slots_taken.wait()
+        claimed.append(shop.statuses().count("charging"))
+        return Confirmed(f"ch_{request.reference}")
+
+    gateway = ScriptedGateway(look)
+    charger = shop.charger(gateway, settings=shop.with_settings(charge_slots=4))
+    async with asyncio.timeout(30):
+        charged = await asyncio.gather(charger.drain(), charger.drain())  # two claim checks share the slots
+
+    assert sum(each.confirmed for each in charged) == 20
+    assert gateway.most_under_way == 4
+    assert max(claimed) == 4
+
+
+async def test_a_hold_that_ran_out_is_not_claimed(shop: Shop) -> None:
+    (bought,) = await held(shop)
+    shop.sql("UPDATE fairlane.purchases SET expires_at = now()")
+    gateway = ScriptedGateway()
+
+    assert counts(await shop.charger(gateway).drain()) == {}
+    assert gateway.requests == []
+    assert shop.status(bought) == "reserved"
+
+
+async def test_charges_are_claimed_in_the_order_in_which_they_are_due(shop: Shop) -> None:
+    first, second, third = await held(shop, 3)
+    shop.sql("UPDATE fairlane.purchases SET due_at = now() - interval '1 h' WHERE id = %s", third.id)
+    gateway = ScriptedGateway()
+    await shop.charger(gateway, settings=shop.with_settings(charge_slots=1)).drain()
+
+    assert gateway.references == [third.id, first.id, second.id]
+
+
+async def test_a_lock_that_somebody_else_has_means_not_sent(shop: Shop) -> None:
+    locked, free = await held(shop, 2)
+    shop.plain_redis.set(keys.charge_lock(locked.id), "somebody else", px=600_000)
+    gateway = ScriptedGateway()
+    charged = await shop.charger(gateway, settings=shop.with_settings(charge_retry=600)).drain()
+
+    assert gateway.references == [free.id]
+    assert counts(charged) == {"claimed": 2, "confirmed": 1, "not_sent": 1}
+    row = shop.purchase(locked)
+    assert (row["status"], row["reason"]) == ("reserved", "lock_not_obtained")
+    assert (row["due_at"] - datetime.now(UTC)).total_seconds() > 100
+    assert shop.plain_redis.get(keys.charge_lock(locked.id)) == "somebody else"
+    assert shop.stock() == (998, 1, 1)
+
+
+async def test_without_redis_nothing_is_sent(shop: Shop) -> None:
+    await held(shop, 3)
+    gateway = ScriptedGateway()
+    charger = shop.charger(
+        gateway, client=shop.redis_that_is_down(), settings=shop.with_settings(charge_retry=600, charge_slots=2)
+    )
+    charged = await charger.drain()
+
+    assert gateway.requests == []
+    assert counts(charged) == {"claimed": 2, "not_sent": 2}  # and then the claims pause
+    assert shop.statuses() == ["reserved"] * 3
+    assert shop.stock() == (997, 3, 0)
+
+
+async def test_a_lock_flushed_during_the_call_changes_nothing_of_its_outcome(shop: Shop) -> None:
+    (bought,) = await held(shop)
+
+    async def flush(request: ChargeRequest) -> ChargeOutcome:
+        shop.plain_redis.flushall()
+        return Confirmed("ch_1")
+
+    await shop.charger(ScriptedGateway(flush)).drain()
+
+    assert shop.status(bought) == "confirmed"
+
+
+async def test_the_mark_of_the_charges_is_deleted_before_the_claim_reads(shop: Shop) -> None:
+    await held(shop)
+    shop.plain_redis.set(keys.called("charges"), "who called us", px=600_000)
+    looked: list[bool] = []
+
+    async def look(request: ChargeRequest) -> ChargeOutcome:
+        looked.append(shop.called("charges"))
+        shop.plain_redis.set(keys.called("charges"), "who calls now", px=600_000)
+        return Confirmed("ch_1")
+
+    gateway = ScriptedGateway(look)
+    charger = shop.charger(gateway, settings=shop.with_settings(charge_slots=1))
+    await charger.drain(stopping=lambda: bool(gateway.requests))
+
+    assert looked == [False]
+    assert shop.called("charges")
+
+
+async def test_a_charger_that_is_to_stop_claims_nothing_more_and_records_what_it_called(shop: Shop) -> None:
+    await held(shop, 3)
+    stopping = asyncio.Event()
+
+    async def stop(request: ChargeRequest) -> ChargeOutcome:
+        stopping.set()
+        return Confirmed(f"ch_{request.reference}")
+
+    charged = await shop.charger(ScriptedGateway(stop), settings=shop.with_settings(charge_slots=1)).drain(
+        stopping.is_set
+    )
+
+    assert counts(charged) == {"claimed": 1, "confirmed": 1}
+    assert shop.statuses() == ["confirmed", "reserved", "reserved"]
+
+
+async def test_slots_are_free_again_after_a_claim_that_failed(shop: Shop) -> None:
+    await held(shop, 2)
+    charger = shop.charger(ScriptedGateway(), settings=shop.with_settings(charge_slots=1))
+    shop.sql("ALTER TABLE fairlane.charge_attempts RENAME TO elsewhere")
+    with pytest.raises(Exception, match="charge_attempts"):
+        await charger.drain()
+    shop.sql("ALTER TABLE fairlane.elsewhere RENAME TO charge_attempts")
+
+    async with asyncio.timeout(20):
+        assert counts(await charger.drain()) == {"claimed": 2, "confirmed": 2}
+
+
+async def test_a_real_gateway_charges_a_real_provider_once_each(shop: Shop, tmp_path: Path) -> None:
+    records = await held(shop, 12)
+    with ProviderProcess(tmp_path / "provider", latency=0.01) as provider:
+        gateway = HttpGateway(provider.url, call_timeout=10, connections=4)
+        try:
+            charger: Charger = shop.charger(gateway, settings=shop.with_settings(charge_slots=4))
+            charged = await charger.drain()
+            found = {record.id: await gateway.find(record.id) for record in records}
+        finally:
+            await gateway.close()
+
+    assert counts(charged) == {"claimed": 12, "confirmed": 12}
+    assert {row["id"].hex: [row["charge_id"]] for row in shop.purchases()} == {
+        reference: [charge.id for charge in charges] for reference, charges in found.items()
+    }
+    await until(lambda: not shop.plain_redis.keys("fairlane:lock:*"))

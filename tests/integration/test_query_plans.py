@@ -1,0 +1,92 @@
+"""The statements of every hot path use the index they were given, on tables of a realistic size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+from sqlalchemy import TextClause, text
+
+from shared.statements import accept, charge, decide, sweep
+from tests.integration.shopfloor import Shop
+
+#: Forty items over 16 lanes; 40,000 purchases, of which one in twenty is still open, as late in a sale.
+FILL = """
+INSERT INTO fairlane.items (sku, lane, name, price, currency, stock, available, unpaid, hold_seconds)
+SELECT 'sku-' || n, n % 16, 'n', 500, 'EUR', 100000, 0, 50000, 900 FROM generate_series(0, 39) n;
+
+INSERT INTO fairlane.purchases
+    (id, seq, client_id, idempotency_key, fingerprint, item, lane, quantity, customer, payment_token, amount, currency,
+     status, attempt, fence, charge_id, due_at, expires_at, decided_at, finished_at)
+SELECT gen_random_uuid(), n, 'shop', md5(n::text), '\\x00', 'sku-' || item, item % 16, 1, 'c-' || n,
+       CASE WHEN NOT final THEN 'tok' END, 500, 'EUR', status, CASE WHEN status = 'confirmed' THEN 1 ELSE 0 END,
+       CASE WHEN status = 'confirmed' THEN n END, CASE WHEN status = 'confirmed' THEN 'ch' END,
+       CASE WHEN status = 'reserved' THEN now() - interval '1 s' END,
+       CASE WHEN status = 'reserved' THEN now() + interval '900 s' END,
+       CASE WHEN status NOT IN ('queued', 'waitlisted') THEN now() END, CASE WHEN final THEN now() END
+FROM (
+    SELECT n, n % 40 AS item, status, status IN ('confirmed', 'sold_out') AS final
+    FROM (
+        SELECT n, CASE WHEN n > 39300 THEN 'queued' WHEN n > 38700 THEN 'waitlisted' WHEN n > 38000 THEN 'reserved'
+                       WHEN n % 2 = 0 THEN 'confirmed' ELSE 'sold_out' END AS status
+        FROM generate_series(1, 40000) n
+    ) AS statuses
+) AS rows;
+
+INSERT INTO fairlane.charge_attempts (purchase_id, attempt, fence, worker, claimed_at, call_deadline)
+SELECT id, attempt, fence, 'w', now(), now() FROM fairlane.purchases WHERE fence IS NOT NULL;
+
+ANALYZE fairlane.items, fairlane.purchases, fairlane.charge_attempts, fairlane.lanes;
+"""
+
+KEYS = [f"key-{n}" for n in range(200)]
+
+QUESTIONS: dict[str, tuple[TextClause, Mapping[str, Any], str]] = {
+    "the head of a lane": (decide.READ_QUEUED, {"lane": 3, "batch": 500}, "purchases_queued"),
+    "the waitlists that move": (decide.WAITLISTS_THAT_MOVE, {"lane": 3}, "purchases_waitlisted"),
+    "the heads of waitlists": (
+        decide.READ_WAITLISTED,
+        {"lane": 3, "items": ["sku-3"], "batch": 500},
+        "purchases_waitlisted",
+    ),
+    "the ends of waitlists": (decide.LAST_WAITLISTED, {"lane": 3, "skus": ["sku-3"]}, "purchases_waitlisted"),
+    "what customers hold": (
+        decide.HOLDINGS,
+        {"items": ["sku-3"] * 50, "clients": ["shop"] * 50, "customers": [f"c-{n}" for n in range(50)]},
+        "purchases_held",
+    ),
+    "a claim": (charge.CLAIM, {"slots": 128, "worker": "w", "overdue_after": 20.0}, "purchases_due"),
+    "lanes to call after holds ended": (charge.LANES_WITH_WAITLISTS, {"skus": ["sku-3"]}, "purchases_waitlisted"),
+    "purchases by key": (accept.BY_KEY, {"clients": ["shop"] * 200, "keys": KEYS}, "one_key_one_purchase"),
+    "the lanes that were forgotten": (sweep.LANES, {}, "purchases_queued"),
+    "all waitlists that move": (sweep.LANES_WITH_MOVING_WAITLISTS, {}, "purchases_waitlisted"),
+    "whether charges are due": (sweep.CHARGES_DUE, {}, "purchases_due"),
+}
+
+
+def nodes(plan: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    yield plan
+    for below in plan.get("Plans", ()):
+        yield from nodes(below)
+
+
+async def test_every_question_uses_the_index_meant_for_it(shop: Shop, subtests: pytest.Subtests) -> None:
+    shop.sql(FILL)
+    for name, (statement, values, index) in QUESTIONS.items():
+        with subtests.test(name):
+            async with shop.engine.connect() as connection:
+                explained = await connection.execute(text(f"EXPLAIN (FORMAT JSON) {statement.text}"), dict(values))
+                found = list(nodes(explained.scalar_one()[0]["Plan"]))
+            assert index in {node.get("Index Name") for node in found}
+            scanned = [
+                node for node in found if node["Node Type"] == "Seq Scan" and node["Relation Name"] == "purchases"
+            ]
+            assert scanned == []
+
+
+async def test_every_index_is_used_by_a_question_or_keeps_a_promise(shop: Shop) -> None:
+    rows = shop.sql("SELECT indexname FROM pg_indexes WHERE schemaname = 'fairlane' AND tablename = 'purchases'")
+
+    asked = {index for _, _, index in QUESTIONS.values()}
+    assert {row["indexname"] for row in rows} == asked | {"purchases_pkey", "purchases_seq_key"}

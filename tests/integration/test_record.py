@@ -1,0 +1,190 @@
+"""Recording outcomes: counted under the row's fence only, together, and never given up."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+import structlog.testing
+
+from shared import keys
+from tests.integration.shopfloor import Shop
+from workers.gateways import ChargeOutcome, Confirmed, Declined, InDoubt, NotSent
+from workers.record import Claim, Recorder, Result
+
+
+async def claimed(shop: Shop, number: int = 1) -> list[Claim]:
+    """So many purchases of one unit each, claimed, their narrow locks taken, their calls not yet made."""
+    await shop.item(stock=100)
+    await shop.hold(*(shop.order() for _ in range(number)))
+    claims = await shop.claim()
+    assert len(claims) == number
+    shop.forget_calls()
+    return claims
+
+
+@pytest.mark.parametrize("outcome", [Confirmed("ch_1"), Declined("no_money"), NotSent("x"), InDoubt("x")])
+async def test_an_outcome_under_an_older_fence_does_not_count_and_moves_no_stock(
+    shop: Shop, outcome: ChargeOutcome
+) -> None:
+    (claim,) = await claimed(shop)
+    shop.sql("UPDATE fairlane.purchases SET fence = nextval('fairlane.fence_seq'), attempt = attempt + 1")
+    before = shop.purchases()
+    with structlog.testing.capture_logs() as logs:
+        assert await shop.recorder().record([Result(claim, outcome)]) == [False]
+
+    assert shop.purchases() == before
+    assert shop.stock() == (99, 1, 0)
+    assert shop.attempts()[0]["outcome"] is not None  # what is known is kept all the same
+    assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == ["outcome_did_not_count"]
+
+
+@pytest.mark.parametrize("status", ["in_doubt", "needs_review"])
+@pytest.mark.parametrize(
+    ("outcome", "after", "stock"),
+    [(Confirmed("ch_1"), "confirmed", (99, 0, 1)), (Declined("no_money"), "declined", (100, 0, 0))],
+)
+async def test_a_late_answer_is_still_the_answer(
+    shop: Shop, status: str, outcome: ChargeOutcome, after: str, stock: tuple[int, int, int]
+) -> None:
+    (claim,) = await claimed(shop)
+    shop.sql("UPDATE fairlane.purchases SET status = %s", status)
+
+    assert await shop.recorder().record([Result(claim, outcome)]) == [True]
+    assert (shop.statuses(), shop.stock()) == ([after], stock)
+
+
+@pytest.mark.parametrize("outcome", [NotSent("x"), InDoubt("x")])
+async def test_a_purchase_in_review_is_settled_by_nothing_less_than_a_final_outcome(
+    shop: Shop, outcome: ChargeOutcome
+) -> None:
+    (claim,) = await claimed(shop)
+    shop.sql("UPDATE fairlane.purchases SET status = 'needs_review'")
+
+    assert await shop.recorder().record([Result(claim, outcome)]) == [False]
+    assert shop.statuses() == ["needs_review"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(Confirmed("ch_1"), Declined("no_money")), (Declined("no_money"), Confirmed("ch_1"))],
+)
+async def test_a_final_purchase_never_changes_again(shop: Shop, first: ChargeOutcome, second: ChargeOutcome) -> None:
+    (claim,) = await claimed(shop)
+    await shop.recorder().record([Result(claim, first)])
+    before, stock = shop.purchases(), shop.stock()
+
+    assert await shop.recorder().record([Result(claim, second)]) == [False]
+    assert (shop.purchases(), shop.stock()) == (before, stock)
+
+
+async def test_the_same_outcome_twice_moves_stock_once(shop: Shop) -> None:
+    (claim,) = await claimed(shop)
+    for _ in range(2):
+        await shop.recorder().record([Result(claim, Confirmed("ch_1"))])
+
+    assert (shop.statuses(), shop.stock()) == (["confirmed"], (99, 0, 1))
+
+
+async def test_a_group_is_settled_together_each_by_its_own_outcome(shop: Shop) -> None:
+    claims = await claimed(shop, 4)
+    outcomes: list[ChargeOutcome] = [Confirmed("ch_1"), Declined("no_money"), NotSent("x"), InDoubt("x")]
+    results = [Result(claim, outcome) for claim, outcome in zip(claims, outcomes, strict=True)]
+    assert await shop.recorder().record(results) == [True] * 4
+
+    assert shop.statuses() == ["confirmed", "declined", "reserved", "in_doubt"]
+    assert shop.stock() == (97, 2, 1)
+    assert [attempt["outcome"] for attempt in shop.attempts()] == ["confirmed", "declined", "not_sent", "in_doubt"]
+    assert shop.plain_redis.keys("fairlane:lock:*") == []
+
+
+async def test_an_outcome_that_postgres_refuses_does_not_take_its_neighbours_with_it(shop: Shop) -> None:
+    claims = await claimed(shop, 5)
+    results = [Result(claim, Confirmed(f"ch_{n}")) for n, claim in enumerate(claims)]
+    results[3] = replace(results[3], outcome=Confirmed("ch_\x00"))
+
+    assert await shop.recorder().record(results) == [True, True, True, False, True]
+    assert shop.statuses() == ["confirmed"] * 3 + ["charging"] + ["confirmed"]
+    assert shop.stock() == (95, 1, 4)
+
+
+async def test_the_lock_is_released_after_the_commit_and_only_ones_own(shop: Shop) -> None:
+    ours, theirs = await claimed(shop, 2)
+    for claim, owner in ((ours, ours.lock.owner), (theirs, "somebody else")):
+        shop.plain_redis.set(claim.lock.key, owner, px=600_000)
+    await shop.recorder().record([Result(claim, Confirmed("ch_1")) for claim in (ours, theirs)])
+
+    assert not shop.plain_redis.exists(ours.lock.key)
+    assert shop.plain_redis.get(theirs.lock.key) == "somebody else"
+
+
+async def test_while_the_commit_waits_the_lock_is_held(shop: Shop) -> None:
+    (claim,) = await claimed(shop)
+    shop.plain_redis.set(claim.lock.key, claim.lock.owner, px=600_000)
+    with shop.holding("SELECT FROM fairlane.items FOR NO KEY UPDATE"):
+        recording = asyncio.create_task(shop.recorder().record([Result(claim, Confirmed("ch_1"))]))
+        await shop.someone_waits_for_a_lock()
+        assert shop.plain_redis.exists(claim.lock.key)
+    await recording
+
+    assert not shop.plain_redis.exists(claim.lock.key)
+
+
+async def test_an_outcome_is_recorded_as_soon_as_postgres_is_back(shop: Shop) -> None:
+    (claim,) = await claimed(shop)
+    with shop.holding("SELECT FROM fairlane.items FOR NO KEY UPDATE"):
+        recording = asyncio.create_task(shop.recorder().record([Result(claim, Confirmed("ch_1"))]))
+        await shop.someone_waits_for_a_lock()
+        shop.sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        await shop.someone_waits_for_a_lock()  # it tries again, on another connection
+        assert not recording.done()
+
+    assert await recording == [True]
+    assert (shop.statuses(), shop.stock()) == (["confirmed"], (99, 0, 1))
+
+
+async def test_without_redis_an_outcome_is_recorded_all_the_same(shop: Shop) -> None:
+    (claim,) = await claimed(shop)
+    recorder = Recorder(shop.engine, shop.redis_that_is_down(), shop.caller, shop.settings)
+
+    assert await recorder.record([Result(claim, Confirmed("ch_1"))]) == [True]
+    assert shop.statuses() == ["confirmed"]
+
+
+async def test_deciding_and_recording_the_same_item_at_once_keeps_the_books_straight(shop: Shop) -> None:
+    await shop.item(stock=60)
+    await shop.hold(*(shop.order() for _ in range(60)))
+    claims = await shop.claim(slots=60)
+    await shop.buy(*(shop.order() for _ in range(60)))
+    lane = claims[0].record.lane
+    outcomes = [Confirmed(f"ch_{n}") if n % 2 else Declined("no_money") for n in range(60)]
+    results = [Result(claim, outcome) for claim, outcome in zip(claims, outcomes, strict=True)]
+
+    def decide() -> None:
+        with shop.decider(shop.with_settings(decide_batch=7)) as decider:
+            for _ in range(10):
+                decider.drain(lane)
+
+    async def record_in_groups() -> None:
+        for at in range(0, 60, 6):
+            await shop.recorder().record(results[at : at + 6])
+
+    await asyncio.gather(asyncio.to_thread(decide), record_in_groups())
+    await asyncio.to_thread(decide)
+
+    found = shop.statuses()
+    assert found[:60] == ["declined", "confirmed"] * 30
+    assert found[60:] == ["reserved"] * 30 + ["waitlisted"] * 30
+    assert shop.stock() == (0, 30, 30)
+
+
+async def test_the_status_written_last_is_the_newest(shop: Shop) -> None:
+    (claim,) = await claimed(shop)
+    await shop.recorder().record([Result(claim, Confirmed("ch_1"))])
+
+    (row,) = shop.purchases()
+    assert str(shop.plain_redis.get(keys.purchase(claim.record.id))).startswith(f"{row['rev']}|")
