@@ -27,7 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from shared import doors, items
 from shared.calling import Caller, lane_call, make_celery
-from shared.database import check_lanes, make_async_engine
+from shared.database import LIMITS, check_lanes, limits, make_async_engine
 from shared.errors import StockBelowCommittedError
 from shared.items import SKU_PATTERN, ItemTerms, Saved
 from shared.redis_clients import make_redis
@@ -146,6 +146,7 @@ async def import_catalogue(lines: Sequence[Line], settings: Settings) -> Importe
     engine = make_async_engine(settings)
     try:
         async with engine.connect() as connection:
+            await connection.execute(LIMITS, limits(settings))
             await connection.run_sync(check_lanes, settings.lanes)
             saved, bad = await _save_all(connection, lines, settings)
             if bad:

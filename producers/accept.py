@@ -17,13 +17,12 @@ from hashlib import sha256
 import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared import keys, statuses
 from shared.calling import Caller
-from shared.database import cause
+from shared.database import cause, is_passing, transaction
 from shared.errors import UnavailableError
 from shared.groups import Group
 from shared.purchases import PurchaseRecord
@@ -126,11 +125,11 @@ class Acceptor:
     async def _accept_batch(self, orders: Sequence[Order]) -> list[Acceptance | Exception]:
         try:
             inserted, found = await self._write(orders)
-        except (OperationalError, InterfaceError, PoolTimeoutError, OSError) as error:
-            log.error("commit_failed_or_unknown", orders=len(orders), error=cause(error))
-            raise UnavailableError from error
-        except DBAPIError as error:
-            # Postgres refused a value that validation let through. Halve the batch until it fails alone.
+        except (SQLAlchemyError, OSError, ValueError) as error:
+            if is_passing(error):
+                log.error("commit_failed_or_unknown", orders=len(orders), error=cause(error))
+                raise UnavailableError from error
+            # A value was refused that validation let through. Halve the batch until it fails alone.
             if len(orders) == 1:
                 log.error("order_refused", client=orders[0].client, error=cause(error))
                 raise
@@ -142,12 +141,12 @@ class Acceptor:
     async def _accept_half(self, orders: Sequence[Order]) -> list[Acceptance | Exception]:
         try:
             return await self._accept_batch(orders)
-        except (UnavailableError, DBAPIError) as error:
+        except (UnavailableError, SQLAlchemyError, ValueError) as error:
             return [error] * len(orders)
 
     async def _write(self, orders: Sequence[Order]) -> tuple[dict[str, PurchaseRecord], dict[tuple[str, str], Known]]:
         """New purchases by id, and what the other keys stand for. Committed when this returns."""
-        async with self._engine.begin() as connection:
+        async with transaction(self._engine, self._settings) as connection:
             rows = await connection.execute(
                 sql.INSERT,
                 {
@@ -179,7 +178,7 @@ class Acceptor:
         try:
             async with self._engine.connect() as connection:
                 found = await _find(connection, list(dict.fromkeys(wanted)))
-        except (DBAPIError, PoolTimeoutError, OSError) as error:
+        except (SQLAlchemyError, OSError) as error:
             raise UnavailableError from error
         return [found.get(key) for key in wanted]
 

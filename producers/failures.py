@@ -36,6 +36,7 @@ from producers.problems import (
     malformed,
     response,
 )
+from shared.database import is_passing
 from shared.errors import QueueFullError, UnavailableError
 
 log = structlog.get_logger()
@@ -46,9 +47,6 @@ _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _LOG_EVERY: Final = 1.0
 #: A body can break a rule at every field. More than this helps nobody and would let an answer grow with the input.
 _MOST_ERRORS: Final = 20
-#: SQLSTATE classes that speak of the server's state and not of our statement: connection, no transaction could be
-#: finished, resources, a time that ran out, shutdown, system.
-_PASSING_STATES: Final = ("08", "40", "53", "55", "57", "58")
 
 
 def install(app: FastAPI) -> None:
@@ -84,7 +82,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(DBAPIError)
     async def on_database(request: Request, error: DBAPIError) -> Response:
-        if passing(error):
+        if is_passing(error):
             quiet.warn("part_unavailable", error)
             return response(Problem(UNAVAILABLE))
         return internal_error(request.scope, error)
@@ -210,18 +208,6 @@ def _field_error(error: Mapping[str, Any]) -> FieldError:
             detail = str(error["msg"]).removeprefix("Value error, ")
     name = ".".join(map(str, path)) or str(place)
     return FieldError(name[:100], detail[:300])
-
-
-def passing(error: DBAPIError) -> bool:
-    """Whether the database, not our statement, is the trouble: it may answer the same statement later."""
-    state = _sqlstate(error)
-    if state is None:
-        # Without a state it never reached the server, or the connection broke.
-        return error.connection_invalidated or type(error.orig).__name__ in {
-            "OperationalError",
-            "InterfaceError",
-        }
-    return state.startswith(_PASSING_STATES)
 
 
 def _sqlstate(error: DBAPIError) -> str | None:

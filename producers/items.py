@@ -14,6 +14,7 @@ from producers.parts import Parts
 from producers.problems import STOCK_BELOW_COMMITTED, UNKNOWN_ITEM, Problem
 from shared import doors, items
 from shared.calling import lane_call
+from shared.database import transaction
 from shared.errors import StockBelowCommittedError
 from shared.items import SKU_PATTERN, Item, ItemTerms
 
@@ -54,7 +55,7 @@ async def put_item(sku: SkuInPath, terms: ItemTerms, request: Request, response:
     """
     parts: Parts = request.app.state.parts
     try:
-        async with parts.engine.begin() as connection:
+        async with transaction(parts.engine, parts.settings) as connection:
             saved = await items.save(connection, sku, terms, parts.settings)
     except StockBelowCommittedError as error:
         raise Problem(STOCK_BELOW_COMMITTED, f"{error}.") from error

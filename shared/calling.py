@@ -64,6 +64,11 @@ def make_celery(settings: Settings) -> Celery:
             "socket_keepalive": True,
             "health_check_interval": 10,
             "queue_order_strategy": "round_robin",
+            # Whoever calls must not wait for a broker that is away: the sweep calls again.
+            "max_retries": 1,
+            "interval_start": 0,
+            "interval_step": 0.1,
+            "interval_max": 0.1,
         },
         timezone="UTC",
         enable_utc=True,

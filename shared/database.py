@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from shared.errors import LanesMismatchError, SettingsError
 from shared.settings import Settings
@@ -44,6 +47,32 @@ def make_async_engine(settings: Settings) -> AsyncEngine:
     return create_async_engine(settings.database_url, **_engine_options(settings))
 
 
+LIMITS = text("""
+SELECT set_config('idle_in_transaction_session_timeout', :idle, true),
+       set_config('lock_timeout', :lock, true),
+       set_config('statement_timeout', :statement, true)
+""")
+"""Promise: a stalled process wedges nothing. Postgres ends its transaction, and with it every lock it holds. Local to
+the transaction, so that it also holds behind PgBouncer."""
+
+
+def limits(settings: Settings) -> dict[str, str]:
+    """The values of `LIMITS`."""
+    return {
+        "idle": f"{settings.idle_in_transaction_timeout * 1000:.0f}ms",
+        "lock": f"{settings.lock_timeout * 1000:.0f}ms",
+        "statement": f"{settings.statement_timeout * 1000:.0f}ms",
+    }
+
+
+@asynccontextmanager
+async def transaction(engine: AsyncEngine, settings: Settings) -> AsyncIterator[AsyncConnection]:
+    """A transaction that writes, within the limits: committed at the end, rolled back by an exception."""
+    async with engine.begin() as connection:
+        await connection.execute(LIMITS, limits(settings))
+        yield connection
+
+
 def check_lanes(connection: Connection, lanes: int) -> None:
     """Raise SettingsError unless the database is migrated and was laid out for this many lanes.
 
@@ -63,3 +92,21 @@ def cause(error: BaseException) -> str:
     original = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     state = getattr(original, "sqlstate", None)
     return f"{type(original).__name__} ({state})" if state else type(original).__name__
+
+
+#: SQLSTATE classes that speak of the server and not of our statement: connection, a read-only or broken transaction,
+#: one that could not be finished, resources, a time that ran out, shutdown, system.
+_PASSING_STATES = ("08", "25", "40", "53", "55", "57", "58")
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether Postgres is the trouble and not what it was asked: the same statement may succeed later."""
+    if isinstance(error, PoolTimeoutError | OSError):
+        return True
+    if not isinstance(error, DBAPIError):
+        return False
+    state = getattr(error.orig, "sqlstate", None)
+    if not isinstance(state, str):
+        # Without a state it never reached the server, or the connection broke.
+        return error.connection_invalidated or type(error.orig).__name__ in {"OperationalError", "InterfaceError"}
+    return state.startswith(_PASSING_STATES)

@@ -55,7 +55,11 @@ def queue_write(pipe: Pipeline, records: Sequence[PurchaseRecord], settings: Set
 
 
 def queue_watermark(pipe: Pipeline, lane: int, decided_through: int) -> None:
-    """Queue the write of a lane's watermark. Written under the lane's turn, so it only grows, but for a flush."""
+    """Queue the write of a lane's watermark.
+
+    An older one may come late and stand for a moment. That only hides decisions whose statuses, which are versioned,
+    were written with them.
+    """
     pipe.set(keys.decided(lane), decided_through)
 
 

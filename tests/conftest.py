@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import hypothesis
 import psycopg
 import pytest
 from redis import Redis
@@ -15,6 +16,10 @@ from ops.embedded import EmbeddedServers
 from shared.migrate import migrate
 from shared.settings import Settings
 from tests.integration.shopfloor import Shop, open_shop
+
+# No deadline per example: a busy machine is no defect.
+hypothesis.settings.register_profile("fairlane", deadline=None)
+hypothesis.settings.load_profile("fairlane")
 
 _numbers = itertools.count(1)
 
@@ -59,7 +64,8 @@ def environment(servers: EmbeddedServers) -> Iterator[dict[str, str]]:
 @pytest.fixture
 def settings(environment: dict[str, str]) -> Settings:
     """The same as one frozen object."""
-    return Settings(**{name.removeprefix("FAIRLANE_").lower(): value for name, value in environment.items()})
+    values = {name.removeprefix("FAIRLANE_").lower(): value for name, value in environment.items()}
+    return Settings.model_validate(values)
 
 
 @pytest.fixture

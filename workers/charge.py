@@ -36,6 +36,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared import keys, statuses
 from shared.calling import Caller
+from shared.database import transaction
 from shared.groups import Group
 from shared.narrow_lock import NarrowLock
 from shared.purchases import PurchaseRecord
@@ -154,7 +155,7 @@ class Charger:
 
     async def _claim(self, slots: int) -> list[Claim]:
         """Up to `slots` due purchases, their intent committed."""
-        async with self._engine.begin() as connection:
+        async with transaction(self._engine, self._settings) as connection:
             values = {"slots": slots, "worker": self._worker, "overdue_after": self._settings.overdue_after}
             rows = (await connection.execute(sql.CLAIM, values)).mappings().all()
         return [
@@ -197,5 +198,7 @@ class Charger:
                     counts["not_sent"] += 1
                 case InDoubt():
                     counts["in_doubt"] += 1
+        except Exception as error:
+            log.error("charge_failed", purchase=claim.record.id, exc_info=error)
         finally:
             self._give_back(1)

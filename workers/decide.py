@@ -34,6 +34,7 @@ from sqlalchemy.exc import DBAPIError
 
 from shared import doors, keys, statuses
 from shared.calling import CHARGES_CALL, Caller, lane_call
+from shared.database import LIMITS, limits
 from shared.doors import Door
 from shared.purchases import PurchaseRecord
 from shared.routing import queue_of
@@ -92,11 +93,7 @@ class Decider:
         self._redis = redis
         self._caller = caller
         self._settings = settings
-        self._limits = {
-            "idle": f"{settings.idle_in_transaction_timeout * 1000:.0f}ms",
-            "lock": f"{settings.lock_timeout * 1000:.0f}ms",
-            "statement": f"{settings.statement_timeout * 1000:.0f}ms",
-        }
+        self._limits = limits(settings)
 
     def drain(self, lane: int, stopping: Callable[[], bool] = lambda: False) -> Drained:
         """Decide what waits in the lane, batch by batch, until nothing settles or its slice of time is over.
@@ -135,7 +132,7 @@ class Decider:
         ours = False
         try:
             with self._engine.begin() as connection:
-                connection.execute(sql.LIMITS, self._limits)
+                connection.execute(LIMITS, self._limits)
                 connection.execute(sql.LOCK_LANE if wait else sql.LOCK_LANE_NOWAIT, {"lane": lane})
                 ours = True
                 self._forget_call(lane)

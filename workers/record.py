@@ -14,12 +14,12 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import RowMapping, TextClause
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared import doors, keys, statuses
 from shared.calling import Call, Caller, lane_call
-from shared.database import cause
+from shared.database import cause, is_passing, transaction
 from shared.doors import Door
 from shared.narrow_lock import Lock
 from shared.purchases import PurchaseRecord
@@ -118,12 +118,13 @@ class Recorder:
         while True:
             try:
                 return await self._write(results)
-            except (OperationalError, InterfaceError, OSError) as error:
-                log.warning("outcomes_not_recorded", outcomes=len(results), error=cause(error), again_in=pause)
-                await asyncio.sleep(pause)
-                # Two seconds at most: soon enough after Postgres came back, and no load while it comes.
-                pause = min(pause * 2, 2.0)
-            except DBAPIError as error:
+            except (SQLAlchemyError, OSError) as error:
+                if is_passing(error):
+                    log.warning("outcomes_not_recorded", outcomes=len(results), error=cause(error), again_in=pause)
+                    await asyncio.sleep(pause)
+                    # Two seconds at most: soon enough after Postgres came back, and no load while it comes.
+                    pause = min(pause * 2, 2.0)
+                    continue
                 if len(results) == 1:
                     log.error("outcome_refused", purchase=results[0].claim.record.id, error=cause(error))
                     return Written()
@@ -135,7 +136,7 @@ class Recorder:
         rows = [_row(result, self._settings.charge_retry) for result in results]
         ids = [result.claim.record.id for result in results]
         fences = [result.claim.fence for result in results]
-        async with self._engine.begin() as connection:
+        async with transaction(self._engine, self._settings) as connection:
             await connection.execute(sql.LOCK_PURCHASES, {"ids": ids})
             written = await _fetch(
                 connection,
@@ -148,7 +149,10 @@ class Recorder:
                 retry_afters=[row.retry_after for row in rows],
             )
             records = [PurchaseRecord.from_row(row) for row in written]
-            moved_doors, lanes = await self._settle_stock(connection, records)
+            moved_doors = await self._settle_stock(connection, records)
+            known = await self._recorded_before(connection, results, rows, records)
+            skus = sorted({record.item for record in (*records, *known) if record.final})
+            lanes = await _fetch(connection, sql.LANES_WITH_WAITLISTS, skus=skus) if skus else []
             await connection.execute(
                 sql.RECORD_ATTEMPTS,
                 {
@@ -158,12 +162,37 @@ class Recorder:
                     "charge_ids": [row.charge_id for row in rows],
                 },
             )
-        return Written(records, moved_doors, lanes)
+        return Written([*records, *known], moved_doors, [row["lane"] for row in lanes])
 
-    async def _settle_stock(
-        self, connection: AsyncConnection, records: Sequence[PurchaseRecord]
-    ) -> tuple[list[Door], list[int]]:
-        """End the holds of what was paid or declined. Also returns the lanes whose waitlists may move now."""
+    async def _recorded_before(
+        self,
+        connection: AsyncConnection,
+        results: Sequence[Result],
+        rows: Sequence[_Row],
+        records: Sequence[PurchaseRecord],
+    ) -> list[PurchaseRecord]:
+        """Purchases that stand already where these results would have put them, under the same fence.
+
+        The reply to an earlier commit was lost: that is success, and what follows a commit is still to be done.
+        """
+        moved = {record.id for record in records}
+        wanted = {
+            result.claim.record.id: (result.claim.fence, row.status, row.charge_id)
+            for result, row in zip(results, rows, strict=True)
+            if result.claim.record.id not in moved
+        }
+        if not wanted:
+            return []
+        found = {
+            row["fence"]: PurchaseRecord.from_row(row)
+            for row in await _fetch(connection, sql.STANDING, ids=list(wanted))
+        }
+        return [
+            record for fence, record in found.items() if wanted[record.id] == (fence, record.status, record.charge_id)
+        ]
+
+    async def _settle_stock(self, connection: AsyncConnection, records: Sequence[PurchaseRecord]) -> list[Door]:
+        """End the holds of what was paid or declined."""
         returned: defaultdict[str, int] = defaultdict(int)
         sold: defaultdict[str, int] = defaultdict(int)
         for record in records:
@@ -173,7 +202,7 @@ class Recorder:
                 returned[record.item] += record.quantity
         skus = sorted(returned.keys() | sold.keys())
         if not skus:
-            return [], []
+            return []
         await connection.execute(sql.LOCK_ITEMS, {"skus": skus})
         rows = await _fetch(
             connection,
@@ -182,8 +211,7 @@ class Recorder:
             returned=[returned[sku] for sku in skus],
             sold=[sold[sku] for sku in skus],
         )
-        lanes = await _fetch(connection, sql.LANES_WITH_WAITLISTS, skus=skus)
-        return [Door.from_row(row) for row in rows], [row["lane"] for row in lanes]
+        return [Door.from_row(row) for row in rows]
 
     async def _publish(self, results: Sequence[Result], written: Written) -> None:
         """After the commit: statuses, door records, locks, calls, in one pipeline. Only logged if it fails."""

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared import statuses
 from shared.calling import CHARGES_CALL, Caller, lane_call, make_celery
-from shared.database import cause, check_lanes, make_async_engine
+from shared.database import cause, check_lanes, make_async_engine, transaction
 from shared.errors import SettingsError
 from shared.logs import configure_logging
 from shared.redis_clients import make_async_redis
@@ -68,7 +68,7 @@ class Sweep:
         while not stop.is_set():
             try:
                 await self.run_once()
-            except (DBAPIError, OSError) as error:
+            except (SQLAlchemyError, OSError) as error:
                 log.warning("sweep_failed", error=cause(error))
             try:
                 await asyncio.wait_for(stop.wait(), self._settings.sweep_every)
@@ -76,7 +76,7 @@ class Sweep:
                 continue
 
     async def _look(self) -> Swept:
-        async with self._engine.begin() as connection:
+        async with transaction(self._engine, self._settings) as connection:
             if not (await connection.execute(sql.TRY_TO_BE_THE_ONE, {"lock": sql.SWEEP_LOCK})).scalar_one():
                 return Swept(ours=False)
             lanes = (await connection.execute(sql.LANES)).mappings().all()

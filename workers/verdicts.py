@@ -90,6 +90,9 @@ class _Line:
         if self.stock.waitlist and purchase.quantity <= self.available + self.unpaid:
             self.somebody_waits = True
             return Verdict(purchase, Status.WAITLISTED, Reason.WAITING_FOR_STOCK)
+        if purchase.quantity <= self.available:
+            # The waitlist was turned off and is longer than this batch: its turn comes when that is settled.
+            return Verdict(purchase, purchase.status)
         return Verdict(purchase, Status.SOLD_OUT, Reason.SOLD_OUT)
 
 

@@ -19,13 +19,13 @@ INSERT INTO fairlane.purchases AS p
 SELECT a.id, a.seq, a.client_id, a.idempotency_key, a.fingerprint, a.item, i.lane, a.quantity, a.customer,
        a.payment_token, i.price * a.quantity, i.currency
 FROM arrived a JOIN fairlane.items i ON i.sku = a.item
-ORDER BY a.client_id COLLATE "C", a.idempotency_key COLLATE "C"
+ORDER BY a.client_id COLLATE "C", a.idempotency_key COLLATE "C", a.seq
 ON CONFLICT DO NOTHING
 RETURNING {COLUMNS}
 """)
-"""Promise: one key, one purchase. `seq` is given in the order of the arrays, which is the order of arrival; rows go in
-sorted by key, as two batches with the same keys in different orders would deadlock; the price is the item's at this
-moment; an item that does not exist gives no row."""
+"""Promise: one key, one purchase. `seq` is given in the order of the arrays, which is the order of arrival; rows go
+in sorted by key, as two batches with the same keys in different orders would deadlock, and twins by arrival; the price
+is the item's at this moment; an item that does not exist gives no row."""
 
 BY_KEY = text(f"""
 SELECT p.idempotency_key, p.fingerprint, {COLUMNS}

@@ -54,6 +54,11 @@ RETURNING {COLUMNS}
 """Promise: an outcome counts only with the row's fence. Also from `in_doubt` and `needs_review`: a late answer is still
 the answer. Stock moves only for the rows returned here."""
 
+STANDING = text(f"""
+SELECT {COLUMNS}, p.fence FROM fairlane.purchases p WHERE p.id = ANY(CAST(:ids AS uuid[]))
+""")
+"""Where purchases stand whose outcome RECORD did not take: the same outcome again is success, another one an alert."""
+
 RECORD_ATTEMPTS = text("""
 UPDATE fairlane.charge_attempts a
 SET outcome = o.outcome, reason = o.reason, charge_id = o.charge_id, recorded_at = clock_timestamp()

@@ -7,13 +7,6 @@ from sqlalchemy import text
 from shared import doors
 from shared.purchases import COLUMNS
 
-LIMITS = text("""
-SELECT set_config('idle_in_transaction_session_timeout', :idle, true),
-       set_config('lock_timeout', :lock, true),
-       set_config('statement_timeout', :statement, true)
-""")
-"""Promise: a stalled process cannot wedge a lane. Local to the transaction, so it also holds behind PgBouncer."""
-
 LOCK_LANE = text("SELECT lane FROM fairlane.lanes WHERE lane = :lane FOR NO KEY UPDATE")
 """Promise: one decision per lane at a time. A statement of its own: the next one's snapshot sees all that was committed
 before the lock was granted."""

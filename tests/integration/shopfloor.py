@@ -25,7 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from producers.accept import Acceptance, Accepted, Acceptor, Order
 from shared import items, keys
 from shared.calling import Caller, make_celery
-from shared.database import make_async_engine, make_engine
+from shared.database import make_async_engine, make_engine, transaction
 from shared.items import ItemTerms, Saved
 from shared.narrow_lock import Lock, NarrowLock
 from shared.purchases import PurchaseRecord
@@ -97,7 +97,7 @@ class Shop:
     async def item(self, sku: str = "sku-1", **terms: Any) -> Saved:
         """Create or change an item; ten units for 5.00 EUR unless said otherwise."""
         values = {"name": sku, "stock": 10, "price": 500, "currency": "EUR", **terms}
-        async with self.engine.begin() as connection:
+        async with transaction(self.engine, self.settings) as connection:
             return await items.save(connection, sku, ItemTerms(**values), self.settings)
 
     def order(self, item: str = "sku-1", quantity: int = 1, **named: Any) -> Order:
@@ -165,7 +165,7 @@ class Shop:
     async def claim(self, slots: int = 100, worker: str = "worker-1") -> list[Claim]:
         """Claim what is due, as a charger does, and take the narrow locks; the calls are not made."""
         values = {"slots": slots, "worker": worker, "overdue_after": self.settings.overdue_after}
-        async with self.engine.begin() as connection:
+        async with transaction(self.engine, self.settings) as connection:
             rows = (await connection.execute(charge_sql.CLAIM, values)).mappings().all()
         claims = [
             Claim(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 
 import pytest
@@ -188,3 +189,36 @@ async def test_the_status_written_last_is_the_newest(shop: Shop) -> None:
 
     (row,) = shop.purchases()
     assert str(shop.plain_redis.get(keys.purchase(claim.record.id))).startswith(f"{row['rev']}|")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "after"),
+    [
+        (Confirmed("ch_1"), "confirmed"),
+        (Declined("no_money"), "declined"),
+        (NotSent("x"), "reserved"),
+        (InDoubt("x"), "in_doubt"),
+    ],
+)
+async def test_the_same_outcome_again_is_success_and_is_told_again(
+    shop: Shop, outcome: ChargeOutcome, after: str
+) -> None:
+    # The reply to the first commit was lost, and with it all that follows a commit.
+    (claim,) = await claimed(shop)
+    recorder = shop.recorder()
+    await recorder.record([Result(claim, outcome)])
+    before = shop.purchases()
+    shop.plain_redis.flushall()
+
+    assert await recorder.record([Result(claim, outcome)]) == [True]
+    assert shop.purchases() == before
+    assert json.loads(str(shop.plain_redis.get(keys.purchase(claim.record.id))).split("|", 2)[2])["status"] == after
+
+
+async def test_a_second_charge_is_no_success_but_an_alert(shop: Shop) -> None:
+    (claim,) = await claimed(shop)
+    recorder = shop.recorder()
+    await recorder.record([Result(claim, Confirmed("ch_1"))])
+    with structlog.testing.capture_logs() as logs:
+        assert await recorder.record([Result(claim, Confirmed("ch_2"))]) == [False]
+    assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == ["outcome_did_not_count"]

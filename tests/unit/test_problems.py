@@ -11,8 +11,9 @@ from starlette.types import Message, Receive, Scope, Send
 from structlog.testing import capture_logs
 
 from producers import problems
-from producers.failures import LastResort, describe, passing
+from producers.failures import LastResort, describe
 from producers.problems import CATALOGUE, FieldError, Problem, ProblemType, malformed, response
+from shared.database import is_passing
 
 EVERY = [value for value in vars(problems).values() if isinstance(value, ProblemType)]
 
@@ -73,12 +74,12 @@ class FakeDriverError(Exception):
 
 @pytest.mark.parametrize(("sqlstate", "expected"), [("57P01", True), ("08006", True), ("53300", True), ("40P01", True)])
 def test_the_servers_own_trouble_passes(sqlstate: str, expected: bool) -> None:
-    assert passing(OperationalError("SELECT", {}, FakeDriverError(sqlstate))) is expected
+    assert is_passing(OperationalError("SELECT", {}, FakeDriverError(sqlstate))) is expected
 
 
 @pytest.mark.parametrize("sqlstate", ["23514", "22003", "42P01"])
 def test_a_statement_at_fault_does_not_pass(sqlstate: str) -> None:
-    assert not passing(IntegrityError("INSERT", {}, FakeDriverError(sqlstate)))
+    assert not is_passing(IntegrityError("INSERT", {}, FakeDriverError(sqlstate)))
 
 
 def test_what_is_logged_of_a_database_error_quotes_no_row() -> None:

@@ -198,3 +198,9 @@ def test_a_row_that_cannot_be_decided_does_not_stop_the_others() -> None:
     verdicts = decide([purchase(1, item="gone"), purchase(2)], tee(1), {})
     assert outcome(verdicts) == {1: Status.NEEDS_REVIEW, 2: Status.RESERVED}
     assert isinstance(verdicts[0].error, KeyError)
+
+
+def test_a_newcomer_waits_while_a_waitlist_that_was_turned_off_is_longer_than_the_batch() -> None:
+    batch = [purchase(1, status=Status.WAITLISTED), purchase(9), purchase(10, 3)]
+    verdicts = decide(batch, tee(3, waitlist=False, waitlist_end=5), {})
+    assert outcome(verdicts) == {1: Status.RESERVED, 10: Status.SOLD_OUT}
