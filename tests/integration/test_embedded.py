@@ -127,17 +127,19 @@ def test_the_role_owns_its_database_and_is_no_superuser(postgres: EmbeddedPostgr
 
 def test_nothing_is_left_after_stop(folder: Path) -> None:
     servers = EmbeddedServers(folder)
+    others = {row.pid for row in processes.table() if row.parent == os.getpid()}  # the servers of the whole run
     with servers:
         postgres, valkey = servers.postgres.pid, servers.valkey.pid
         assert postgres is not None
         assert valkey is not None
-        pids = {row.pid for row in processes.table() if row.parent == os.getpid()}
+        pids = {row.pid for row in processes.table() if row.parent == os.getpid()} - others
         pids |= family(postgres) | family(valkey)
         assert len(pids) > 6, "two servers, their guards and Postgres' children"
     assert running(pids) == set()
     assert servers.postgres.pid is None
     assert servers.valkey.pid is None
-    assert not [row for row in processes.table() if "fairlane-" in row.command and row.parent == os.getpid()]
+    left = [row for row in processes.table() if "fairlane-" in row.command and row.parent == os.getpid()]
+    assert not [row for row in left if row.pid not in others]
 
 
 def test_start_and_stop_may_be_repeated(postgres: EmbeddedPostgres, valkey: EmbeddedValkey) -> None:
