@@ -154,7 +154,7 @@ def _document(app: FastAPI, paths: Mapping[str, Json], schemas: Mapping[str, Jso
             _complete(operation)
     for path, path_item in paths.items():
         found.setdefault(path, {}).update(deepcopy(path_item))
-    # The order of the design: what most readers came for is first.
+    # What most readers came for is first: purchases, then the other pages of the service, then...
     document["paths"] = dict(
         sorted(
             found.items(),

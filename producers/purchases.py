@@ -20,6 +20,7 @@ from producers.admit import Verdict
 from producers.parts import Parts
 from producers.problems import FieldError, Problem
 from producers.reading import Reading
+from shared.errors import QueueFullError
 from shared.items import SKU_PATTERN
 
 #: Seconds a client should wait before it asks again: most purchases are final by then.
@@ -78,7 +79,14 @@ async def buy(request: Request) -> Response:
         # A key is looked up before it is refused: a retry never meets a refusal for a purchase that exists.
         known = await parts.acceptor.known(order)
         return _answer(known, order) if known is not None else _refuse(verdict, order)
-    return _answer(await parts.acceptor.accept(order), order)
+    try:
+        return _answer(await parts.acceptor.accept(order), order)
+    except QueueFullError:
+        # Also this is a refusal, and a retry must get its purchase all the same.
+        known = await parts.acceptor.known(order)
+        if known is None:
+            raise
+        return _answer(known, order)
 
 
 async def show(request: Request) -> Response:
@@ -93,7 +101,7 @@ async def show(request: Request) -> Response:
     headers = {"ETag": etag}
     if not reading.record.final:
         headers["Retry-After"] = _ASK_AGAIN
-    if etag in request.headers.get("If-None-Match", ""):
+    if {etag, "*"} & {tag.strip().removeprefix("W/") for tag in request.headers.get("If-None-Match", "").split(",")}:
         return Response(status_code=304, headers=headers)
     return _json(200, reading, headers)
 

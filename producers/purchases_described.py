@@ -32,7 +32,8 @@ _TIME: Final[Json] = {
     "format": "date-time",
     "description": "RFC 3339, UTC, six fraction digits.",
 }
-#: What `customer` and `payment_token` may hold: everything but control characters.
+#: What `customer` and `payment_token` may hold. The pattern is the nearest that JSON Schema can say: printable
+#: characters, which also leaves out separators other than the space, and what has no shape of its own.
 _PRINTABLE: Final[Json] = {
     "type": "string",
     "minLength": 1,
@@ -119,7 +120,8 @@ SCHEMAS: Final[Json] = {
             "position": {
                 "type": ["integer", "null"],
                 "minimum": 0,
-                "description": "An estimate of the place in the line; only while waiting.",
+                "description": "At most how many stand before it in its lane, itself included; only while queued, "
+                "and not yet in the answer to the POST.",
             },
             "accepted_at": _TIME,
             "decided_at": _TIME | {"type": ["string", "null"], "description": "When stock was given or refused."},
@@ -180,7 +182,7 @@ PATHS: Final[Json] = {
                         "Retry-After": RETRY_AFTER,
                         "Idempotent-Replayed": _REPLAYED,
                     },
-                    "content": _purchase(_EXAMPLE_QUEUED),
+                    "content": _purchase(_EXAMPLE_QUEUED | {"position": None}),
                 },
                 "200": {
                     "description": "Accepted before with the same key and body, and final by now.",

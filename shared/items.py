@@ -11,6 +11,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     StrictBool,
     StrictInt,
     model_validator,
@@ -21,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from shared.doors import Door
 from shared.errors import StockBelowCommittedError
+from shared.purchases import rfc3339
 from shared.routing import lane_of
 from shared.settings import Settings
 
@@ -46,6 +48,8 @@ Moment = Annotated[
     BeforeValidator(_text_only),
     Field(ge=datetime(2000, 1, 1, tzinfo=UTC), lt=datetime(9000, 1, 1, tzinfo=UTC), examples=["2026-01-31T09:00:00Z"]),
 ]
+#: The same moment as every time of the API is shown: RFC 3339 in UTC with six fraction digits.
+ShownMoment = Annotated[datetime, PlainSerializer(rfc3339, return_type=str, when_used="json")]
 HoldSeconds = Annotated[StrictInt, Field(ge=1, le=86_400)]
 
 
@@ -84,8 +88,8 @@ class Item(BaseModel):
     price: int
     currency: str
     per_customer: int | None
-    opens_at: datetime | None
-    closes_at: datetime | None
+    opens_at: ShownMoment | None
+    closes_at: ShownMoment | None
     hold_seconds: int
     waitlist: bool
 

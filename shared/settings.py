@@ -9,9 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 from shared.errors import SettingsError
 
@@ -65,22 +68,38 @@ def _postgres_url(value: Any) -> Any:
     scheme, separator, rest = value.partition("://")
     if not separator or scheme not in {"postgres", "postgresql", "postgresql+psycopg"}:
         raise ValueError("is not a postgresql:// URL")
-    return f"postgresql+psycopg://{rest}"
+    url = f"postgresql+psycopg://{rest}"
+    try:
+        make_url(url)
+    except (ArgumentError, ValueError):
+        # Its text would repeat the URL, password and all.
+        raise ValueError("is not a postgresql:// URL that can be read") from None
+    return url
 
 
 def _redis_url(value: Any) -> Any:
-    if isinstance(value, str) and not value.startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError("is not a redis:// URL")
+    # Not unix://, which Celery does not speak.
+    if isinstance(value, str) and not _has_host(value, {"redis", "rediss"}):
+        raise ValueError("is not a redis:// URL with a host")
     return value
 
 
+def _has_host(url: str, schemes: set[str]) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in schemes and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        return False
+
+
 def _http_url(value: Any) -> Any:
-    if isinstance(value, str) and not value.startswith(("http://", "https://")):
-        raise ValueError("is not an http:// or https:// URL")
+    if isinstance(value, str) and not _has_host(value, {"http", "https"}):
+        raise ValueError("is not an http:// or https:// URL with a host")
     return value.rstrip("/") if isinstance(value, str) else value
 
 
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
+#: A millisecond at least: Postgres and Redis count in those, and to Postgres a timeout of 0 means none.
+Seconds = Annotated[float, Field(ge=0.001, le=86_400)]
 RedisUrl = Annotated[str, BeforeValidator(_redis_url)]
 
 
@@ -163,6 +182,8 @@ class Settings(BaseSettings):
     redis_timeout: Seconds = 1
     #: Connections to Postgres per process; a lane worker needs one, the API a few for its groups.
     database_pool: Annotated[int, Field(ge=1, le=100)] = 5
+    #: Where Flower listens; only inside a container anywhere else than on loopback.
+    flower_host: str = "127.0.0.1"
     #: Flower's login `user:password`.
     flower_auth: str | None = Field(default=None, repr=False)
     flower_port: Annotated[int, Field(ge=1, le=65_535)] = 5555
@@ -170,8 +191,8 @@ class Settings(BaseSettings):
     @field_validator("flower_auth")
     @classmethod
     def _flower_auth_has_both_parts(cls, value: str | None) -> str | None:
-        if value is not None and not all(value.partition(":")):
-            raise ValueError("is not user:password")
+        if value is not None and not (all(value.partition(":")) and value.isascii() and value.isprintable()):
+            raise ValueError("is not user:password in printable ASCII")
         return value
 
     @model_validator(mode="after")
@@ -180,6 +201,15 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"{PREFIX}CHARGE_LOCK_TTL: {self.charge_lock_ttl:g} s does not outlast "
                 f"START_WITHIN + CALL_TIMEOUT + CALL_MARGIN = {self.overdue_after:g} s"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _redis_answers_before_a_transaction_ends(self) -> Self:
+        if self.redis_timeout >= self.idle_in_transaction_timeout:
+            raise ValueError(
+                f"{PREFIX}REDIS_TIMEOUT: {self.redis_timeout:g} s must be less than "
+                f"IDLE_IN_TRANSACTION_TIMEOUT = {self.idle_in_transaction_timeout:g} s"
             )
         return self
 

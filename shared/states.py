@@ -1,7 +1,7 @@
 """The states of a purchase and the one table of how they may follow each other. Pure: no clock, no database.
 
 The database repeats what can be said of a single row (which columns a state needs) in CHECK constraints, see
-`shared.schema`; which state may follow which is said here, and every UPDATE that moves a purchase names the states
+the migrations; which state may follow which is said here, and every UPDATE that moves a purchase names the states
 it may leave.
 """
 

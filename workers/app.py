@@ -16,7 +16,7 @@ from shared.database import cause, check_lanes, make_engine
 from shared.errors import SettingsError
 from shared.logs import configure_logging
 from shared.settings import settings_or_exit
-from workers.process import WorkerProcess
+from workers.process import WorkerProcess, gateway_of
 from workers.tasks import register
 
 configure_logging()
@@ -27,10 +27,11 @@ register(app, settings, process)
 
 
 @worker_init.connect
-def check_database(**_: Any) -> None:
-    """Before any fork: a worker for another number of lanes must not start."""
+def check_parts(**_: Any) -> None:
+    """Before any fork: a worker for another number of lanes, or without its gateway, must not start."""
     engine = make_engine(settings)
     try:
+        gateway_of(settings)
         with engine.connect() as connection:
             check_lanes(connection, settings.lanes)
     # SystemExit, as Celery only logs an ordinary exception of a signal's receiver and goes on.
@@ -44,7 +45,10 @@ def check_database(**_: Any) -> None:
 
 @worker_shutting_down.connect
 def stop(**_: Any) -> None:
-    """A warm shutdown began: give lanes up between batches, claim no more charges, finish the calls under way."""
+    """A warm shutdown began: claim no more charges, finish the calls under way.
+
+    The children that decide lanes do not see this signal; they give their lane up when its slice of time is over.
+    """
     process.stop()
 
 

@@ -73,6 +73,16 @@ class WorkerProcess:
             self._engine.dispose()
 
 
+def gateway_of(settings: Settings) -> Gateway:
+    """The gateway these settings name. Opens no connection. Raises SettingsError, naming the setting at fault."""
+    return load_gateway(
+        settings.gateway,
+        url=settings.payment_url or "",
+        call_timeout=settings.call_timeout,
+        connections=settings.charge_slots,
+    )
+
+
 class _Charging:
     """An event loop in a thread, and the charger that lives on it."""
 
@@ -88,12 +98,7 @@ class _Charging:
 
     async def _open(self, settings: Settings, caller: Caller) -> None:
         # On the loop: the gateway and the charger belong to it.
-        self.gateway = load_gateway(
-            settings.gateway,
-            url=settings.payment_url or "",
-            call_timeout=settings.call_timeout,
-            connections=settings.charge_slots,
-        )
+        self.gateway = gateway_of(settings)
         worker = f"{socket.gethostname()}:{os.getpid()}"
         self.charger = Charger(self._engine, self._redis, self.gateway, caller, settings, worker)
 

@@ -1,4 +1,4 @@
-"""The provider's HTTP side: the contract of DESIGN section 6, and pages for those who check the books."""
+"""The provider's HTTP side: the contract in `workers/gateways/__init__.py`, and pages for those who check the books."""
 
 from __future__ import annotations
 

@@ -42,6 +42,8 @@ WRONG = [
     Wrong("lanes", "DATABASE_URL"),
     Wrong("lanes", "LANES", "8"),
     Wrong("charges", "PAYMENT_URL"),
+    Wrong("charges", "PAYMENT_URL", "http://"),
+    Wrong("charges", "GATEWAY", "nope"),
     Wrong("charges", "CHARGE_LOCK_TTL", "3"),
     Wrong("sweep", "DATABASE_URL"),
     Wrong("sweep", "LANES", "8"),

@@ -44,7 +44,7 @@ SHORT = 1.0
 
 REJECTED = Declined("provider_rejected")
 
-#: Every fault of the sandbox, and what the table of the design makes of it.
+#: Every fault of the sandbox, and what the table in `workers.gateways` makes of it.
 TABLE: dict[str, ChargeOutcome] = {
     "silent_before_charge": InDoubt("timeout"),
     "silent_after_charge": InDoubt("timeout"),

@@ -43,6 +43,13 @@ def test_secrets_are_not_shown() -> None:
     [
         ("DATABASE_URL", "mysql://h/db"),
         ("DATABASE_URL", ""),
+        ("DATABASE_URL", "postgresql://u:p@h:abc/db"),
+        ("REDIS_URL", "redis://h:abc/0"),
+        ("REDIS_URL", "redis://"),
+        ("REDIS_URL", "unix:///run/redis.sock"),
+        ("PAYMENT_URL", "http://"),
+        ("LOCK_TIMEOUT", "0.0001"),
+        ("REDIS_TIMEOUT", "30"),
         ("REDIS_URL", "http://h"),
         ("BROKER_URL", "amqp://h"),
         ("PAYMENT_URL", "provider.example"),

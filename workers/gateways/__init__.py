@@ -10,6 +10,33 @@ the provider.
                └──────────── an error here is NotSent ─────────────┘           └── an error here is InDoubt
                ──┘
 
+The provider's contract, as `HttpGateway` speaks it. A charge is
+
+    POST <FAIRLANE_PAYMENT_URL>/charges     Idempotency-Key: <reference>
+    {"reference", "amount", "currency", "customer", "payment_token"}
+
+`reference` is the purchase's id, `amount` is in the currency's minor unit. The provider is taken to make a new charge
+of every POST, the header notwithstanding; a gateway to one that does not says so in its `Capabilities`.
+
+    what comes back                             what it means
+    ─────────────────────────────────────────   ──────────────────────────────────────────────────────────
+    201 {"id", "reference", "status":           charged: `Confirmed`
+         "succeeded"}
+    402 {"status": "declined", "reason"}        refused, not charged: `Declined`, with the provider's reason
+    400, 422                                    not charged: `Declined`, reason `provider_rejected`
+    401, 403, 404                               not charged: `NotSent`, and an operator must act (`alert`)
+    429                                         not charged: `NotSent`, later (`Retry-After`)
+    no connection: refused, DNS, TLS, too late  nothing was written: `NotSent`
+    all else: a timeout, a reset, half a        not known: `InDoubt`
+    reply, 3xx, 5xx, any other 2xx, a 201 or
+    402 that cannot be read
+
+To find out later, it is asked for every charge of a reference. An empty list says that there is none; anything but a
+200 of this shape is no answer (`GatewayUnavailable`), never an empty list:
+
+    GET <FAIRLANE_PAYMENT_URL>/charges?reference=<reference>
+    200 {"charges": [{"id", "status": "succeeded" | "declined"}]}
+
 Other providers come by the entry point group `fairlane.gateways` (`loading.py`).
 """
 

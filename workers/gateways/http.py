@@ -1,4 +1,4 @@
-"""The gateway to a provider that speaks the contract of DESIGN section 6, over HTTP/1.1."""
+"""The gateway to a provider that speaks the contract of `workers.gateways`, over HTTP/1.1."""
 
 from __future__ import annotations
 

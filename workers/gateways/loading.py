@@ -35,13 +35,15 @@ def load_gateway(name: str, *, url: str, call_timeout: float, connections: int) 
     if len(named) != 1:
         known = ", ".join(sorted({point.name for point in offered})) or "none"
         problem = "offered twice" if named else "not installed"
-        raise SettingsError(f"payment gateway {name!r} is {problem}; installed: {known}")
+        raise SettingsError(f"FAIRLANE_GATEWAY: payment gateway {name!r} is {problem}; installed: {known}")
     (point,) = named.values()
     try:
         factory = cast(GatewayFactory, point.load())
     except (ImportError, AttributeError) as error:
-        raise SettingsError(f"payment gateway {name!r} ({point.value}) cannot be loaded: {error}") from error
+        raise SettingsError(
+            f"FAIRLANE_GATEWAY: payment gateway {name!r} ({point.value}) cannot be loaded: {error}"
+        ) from error
     try:
         return factory(url, call_timeout=call_timeout, connections=connections)
     except ValueError as error:
-        raise SettingsError(f"payment gateway {name!r}: {error}") from error
+        raise SettingsError(f"FAIRLANE_PAYMENT_URL: payment gateway {name!r} refuses it: {error}") from error

@@ -1,6 +1,6 @@
 """What a provider's reply means. Pure: no sockets, no clock but the one passed in.
 
-The table is DESIGN section 6, "Payment provider". Where the table leaves room:
+The table is in the docstring of `workers.gateways`. Where it leaves room:
 
 * A 201 counts only when all of it arrived and all of it is right: JSON, `status` `succeeded`, our
   `reference`, a usable `id`. The id is stored and shown, so it must be visible ASCII; anything else could
