@@ -154,7 +154,7 @@ def _document(app: FastAPI, paths: Mapping[str, Json], schemas: Mapping[str, Jso
             _complete(operation)
     for path, path_item in paths.items():
         found.setdefault(path, {}).update(deepcopy(path_item))
-    # What most readers came for is first: purchases, then the other pages of the service, then...
+    # Purchases first: most readers came for them. Items last: few may change them.
     document["paths"] = dict(
         sorted(
             found.items(),

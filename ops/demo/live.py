@@ -47,6 +47,11 @@ class Snapshot:
         return self.states[Status.QUEUED]
 
     @property
+    def decided(self) -> int:
+        """Purchases whose turn has come and that wait for nobody else's payment."""
+        return self.states.total() - self.undecided - self.states[Status.WAITLISTED]
+
+    @property
     def held(self) -> int:
         """Purchases with stock that are not paid yet."""
         return sum(self.states[status] for status in _HELD)
@@ -94,11 +99,14 @@ def open_view(console: Console, *, plain: bool, lanes: int) -> Iterator[View]:
 
 
 class PlainView:
-    """A line a second, for logs and pipes."""
+    """A line a second below a line of headings, for logs and pipes: some 95 columns wide."""
+
+    _HEADINGS = ("seconds", "arrived", "waiting", "waitlist", "decided", "reserved", " paid", "declined", "refused")
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._next = 0.0
+        self._console.print("  ".join([*self._HEADINGS, "busiest lanes"]))
 
     def show(self, snapshot: Snapshot) -> None:
         """See `View`."""
@@ -106,11 +114,19 @@ class PlainView:
             return
         self._next = time.monotonic() + _LINE_EVERY
         s = snapshot
-        self._console.print(
-            f"{s.seconds:5.1f} s  arrived {s.tally.arrived:>5}  waiting {s.undecided:>4}  waitlist "
-            f"{s.states[Status.WAITLISTED]:>4}  reserved {s.held:>4}  paid {s.states[Status.CONFIRMED]:>4}  declined "
-            f"{s.states[Status.DECLINED]:>4}  refused {s.refused:>4}  lanes {_lanes_in_words(s)}"
+        numbers = (
+            f"{s.seconds:.1f}",
+            s.tally.arrived,
+            s.undecided,
+            s.states[Status.WAITLISTED],
+            s.decided,
+            s.held,
+            s.states[Status.CONFIRMED],
+            s.states[Status.DECLINED],
+            s.refused,
         )
+        cells = [str(number).rjust(len(name)) for name, number in zip(self._HEADINGS, numbers, strict=True)]
+        self._console.print("  ".join([*cells, _busiest_lanes(s)]))
 
 
 class LiveView:
@@ -130,23 +146,26 @@ class LiveView:
         s = snapshot
         table = Table.grid(padding=(0, 3), expand=False)
         for _ in range(4):
-            table.add_column(justify="left")
+            table.add_column(justify="left", no_wrap=True)
         rate = s.settled / s.seconds if s.seconds > 0 else 0.0
         cells = [
             ("arrived", f"{s.tally.arrived} of {s.buyers}", "white"),
             ("waiting", str(s.undecided), "yellow"),
-            ("on the waitlist", str(s.states[Status.WAITLISTED]), "yellow"),
+            ("waitlist", str(s.states[Status.WAITLISTED]), "yellow"),
+            ("decided", str(s.decided), "white"),
             ("reserved, unpaid", str(s.held), "cyan"),
             ("paid", str(s.states[Status.CONFIRMED]), "green"),
             ("declined", str(s.states[Status.DECLINED]), "red"),
             ("refused", str(s.refused), "magenta"),
             ("settled per second", f"{rate:.0f}", "white"),
+            ("seconds", f"{s.seconds:.1f}", "white"),
+            ("requests", str(s.tally.requests), "white"),
+            ("repeated keys", str(s.tally.replayed), "white"),
         ]
         for first in range(0, len(cells), 4):
             table.add_row(
                 *(Text.assemble(f"{name} ", (value, f"bold {c}")) for name, value, c in cells[first : first + 4])
             )
-        table.add_row(f"{s.seconds:.1f} s", f"requests {s.tally.requests}", f"repeated keys {s.tally.replayed}", "")
         return table
 
     def _bars(self, snapshot: Snapshot) -> RenderableType:
@@ -159,5 +178,7 @@ class LiveView:
         return Columns(bars, width=_BAR + 16, column_first=True)
 
 
-def _lanes_in_words(snapshot: Snapshot) -> str:
-    return " ".join(f"{lane:02d}:{count}" for lane, count in sorted(snapshot.waiting.items())) or "-"
+def _busiest_lanes(snapshot: Snapshot) -> str:
+    """The two lanes where most is waiting; all of them would not fit into a line."""
+    busiest = sorted(snapshot.waiting.items(), key=lambda lane: -lane[1])[:2]
+    return " ".join(f"{lane:02d}:{count}" for lane, count in busiest) or "-"

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import signal
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 from ops.catalogue import read_catalogue
 from ops.demo.crowd import CATALOGUE, HOT, Manner, hot_units_to_sell, plan_crowd
-from tests.processes.process import OwnedProcess, wait_for
+from tests.processes.process import OwnedProcess, processes_for, wait_for
 
 FAIRLANE = str(Path(sys.executable).with_name("fairlane"))
 
@@ -37,13 +35,7 @@ def demo(directory: Path, *options: str) -> OwnedProcess:
 
 def left_behind(directory: Path) -> list[str]:
     """Processes that were started in, with or for `directory`, and temporary folders in it."""
-    found = [str(path) for path in directory.glob("fairlane-demo-*")]
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            words = [process.cwd(), *process.cmdline(), *process.environ().values()]
-            if any(str(directory) in word for word in words):
-                found.append(f"{process.pid} {process.cmdline()}")
-    return found
+    return [*map(str, directory.glob("fairlane-demo-*")), *processes_for(directory)]
 
 
 def shown(log: str, row: str) -> list[str]:

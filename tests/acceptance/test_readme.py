@@ -1,23 +1,57 @@
-"""The README's transcript, run as printed against the running service; and the rules by which it is read."""
+"""The README's transcript, run as printed against `fairlane dev`; and the rules by which it is read."""
 
 from __future__ import annotations
 
+import signal
+import sys
 from pathlib import Path
 
+import aiohttp
 import pytest
 
-from tests.acceptance.service import Service
+from ops.embedded.ports import free_port
+from tests.acceptance.service import READY_WITHIN, RELEASE_WITHIN, Service, status_of
+from tests.acceptance.shop import Shop
 from tests.acceptance.transcript import Step, TranscriptError, matches, play, read_transcript
+from tests.processes.process import OwnedProcess, processes_for, wait_for
 
 #: Where `fairlane dev` serves, and so what the README says.
 DEV = "http://127.0.0.1:8000"
 
 
-def test_the_transcript_of_the_readme_is_true(service: Service, project_root: Path, tmp_path: Path) -> None:
+FAIRLANE = str(Path(sys.executable).with_name("fairlane"))
+
+#: From SIGINT to the end. The processes get 20 s, then the provider and the servers are stopped.
+STOPPED_WITHIN = 60.0
+
+
+@pytest.mark.timeout(240)  # all the waits below, one after the other
+async def test_the_transcript_of_the_readme_is_true_of_dev(project_root: Path, tmp_path: Path) -> None:
     text = (project_root / "README.md").read_text(encoding="utf-8")
-    steps = read_transcript(text)
-    assert any(DEV in step.command for step in steps), f"the transcript does not ask {DEV}"
-    play(read_transcript(text.replace(DEV, service.url)), tmp_path)
+    assert any(DEV in step.command for step in read_transcript(text)), f"the transcript does not ask {DEV}"
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    dev = OwnedProcess(
+        [FAIRLANE, "dev"],
+        log=tmp_path / "dev.log",
+        # By the second one everything that dev starts is known, wherever it runs.
+        env={"FAIRLANE_PORT": str(port), "TMPDIR": str(tmp_path)},
+        cwd=tmp_path,
+    )
+    with dev:
+        dev.wait_ready(lambda: status_of(f"{url}/readyz") == 200, RELEASE_WITHIN + READY_WITHIN)
+        # The API is ready before the workers are: on a busy machine the reader would wait longer than the transcript.
+        async with aiohttp.ClientSession() as session:
+            shop = Shop(session, url)
+            await shop.put_item("first", stock=1)
+            bought = await shop.buy_insisting("first")
+            assert (await shop.final(bought.body["id"], READY_WITHIN))["status"] == "confirmed"
+        play(read_transcript(text.replace(DEV, url)), tmp_path)
+        assert len(processes_for(tmp_path)) > 1
+        dev.send_signal(signal.SIGINT)
+        assert wait_for(lambda: not dev.alive, STOPPED_WITHIN), dev.logs()
+        assert processes_for(tmp_path) == []
+        assert dev.kill() == 130
 
 
 EXAMPLE = f"""

@@ -249,6 +249,20 @@ def session_members(session: int) -> list[psutil.Process]:
     return members
 
 
+def processes_for(directory: Path) -> list[str]:
+    """Living processes that were started in, with or for `directory`, by id and command.
+
+    Looks at working directories, commands and environments, so it also finds those that left their session.
+    """
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            words = [process.cwd(), *process.cmdline(), *process.environ().values()]
+            if any(str(directory) in word for word in words):
+                found.append(f"{process.pid} {process.cmdline()}")
+    return found
+
+
 def _is_zombie(pid: int) -> bool:
     try:
         return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import tomllib
 from functools import cache
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ops.provider.__main__ import _options as provider_options
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCKS = ("requirements.lock", "requirements-runtime.lock", "requirements-build.lock")
@@ -116,6 +119,19 @@ def test_compose_runs_the_lines_of_the_procfile() -> None:
     assert commands.pop("migrate") == lines.pop("release")
     assert {name: commands[name] for name in lines} == lines
     assert set(commands) - set(lines) == {"valkey", "provider"}
+
+
+def test_compose_starts_the_provider_with_a_command_it_takes_and_asks_its_port() -> None:
+    service = compose_services()["provider"]
+    python, dash_m, module, *words = shlex.split(compose_commands()["provider"])
+    assert (python, dash_m, module) == ("python", "-m", "ops.provider")
+    try:
+        options = provider_options().parse_args(words)
+    except SystemExit:
+        pytest.fail("the provider does not take these options; what it says is on standard error")
+    # The image's user owns no folder, and may write to this one.
+    assert options.ledger.parent == Path("/tmp")
+    assert f"urlopen('http://127.0.0.1:{options.port}/healthz', timeout=4)" in service
 
 
 def test_compose_migrates_once_and_before_everything_else() -> None:
