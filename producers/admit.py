@@ -55,8 +55,10 @@ class Admission:
         self._engine = engine
         self._redis = redis
         self._settings = settings
-        self._knocks: Group[_Knock, Verdict] = Group(self._judge, batch=_BATCH)
-        self._missing: Group[str, bool] = Group(self._load, batch=_BATCH)
+        self._seen_ms = int(settings.key_seen_ttl * 1000)
+        bound = settings.accept_queue
+        self._knocks: Group[_Knock, Verdict] = Group(self._judge, batch=_BATCH, bound=bound)
+        self._missing: Group[str, bool] = Group(self._load, batch=_BATCH, bound=bound)
 
     async def admit(self, client: str, key: str, sku: str, quantity: int) -> Verdict:
         """The door's verdict on a request. Raises UnavailableError when Redis, or Postgres at need, does not answer."""
@@ -73,7 +75,7 @@ class Admission:
         names = [name for knock in knocks for name in (knock.seen, keys.item(knock.sku))]
         try:
             verdicts = await self._redis.eval(
-                script("admit"), len(names), *names, *(knock.quantity for knock in knocks)
+                script("admit"), len(names), *names, self._seen_ms, *(knock.quantity for knock in knocks)
             )
         except RedisError as error:
             raise UnavailableError from error

@@ -25,6 +25,8 @@ log = structlog.get_logger()
 
 #: Purchases read at once. Larger groups only add waiting.
 _BATCH = 500
+#: Reads waiting for the next group. More than a whole crowd; beyond it something is stuck, and a 503 is quicker.
+_BOUND = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,8 @@ class Reader:
         self._engine = engine
         self._redis = redis
         self._settings = settings
-        self._cached: Group[str, Reading | None] = Group(self._read_cached, batch=_BATCH)
-        self._stored: Group[str, Reading | None] = Group(self._read_stored, batch=_BATCH)
+        self._cached: Group[str, Reading | None] = Group(self._read_cached, batch=_BATCH, bound=_BOUND)
+        self._stored: Group[str, Reading | None] = Group(self._read_stored, batch=_BATCH, bound=_BOUND)
 
     async def read(self, purchase_id: str) -> Reading | None:
         """The purchase with this id (32 hex digits), whoever's it is, or None.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from math import ceil
 
 from sqlalchemy import RowMapping
 
@@ -48,4 +49,4 @@ def queue_write(pipe: Pipeline, doors: Sequence[Door], settings: Settings) -> No
 
 
 def _ms(moment: datetime | None) -> int | str:
-    return "" if moment is None else int(moment.timestamp() * 1000)
+    return "" if moment is None else ceil(moment.timestamp() * 1000)

@@ -4,7 +4,7 @@
 |-------------------------------|--------|---------------|----------------------------------|---------------------|
 | fairlane:purchase:<id>        | string | STATUS_TTL    | accept, decide, charge, read     | status reads        |
 | fairlane:item:<sku>           | hash   | DOOR_TTL      | decide, charge, items, door      | admit               |
-| fairlane:seen:<client>:<hash> | string | KEY_SEEN_TTL  | accept                           | admit               |
+| fairlane:seen:<client>:<hash> | string | KEY_SEEN_TTL  | admit                            | admit               |
 | fairlane:called:<queue>       | string | CALLED_TTL    | whoever calls a lane or charges  | the same            |
 | fairlane:decided:<lane>       | string | no expiry     | decide, sweep                    | status reads        |
 | fairlane:lock:charge:<id>     | string | CHARGE_LOCK_TTL | charge                         | charge              |
@@ -30,7 +30,7 @@ def item(sku: str) -> str:
 
 
 def seen(client: str, idempotency_key: str) -> str:
-    """The mark that an idempotency key belongs to a purchase. Hashed: keys are long and chosen by clients."""
+    """The mark that a request with this idempotency key was let in. Hashed: keys are long and chosen by clients."""
     digest = blake2b(idempotency_key.encode(), digest_size=16).hexdigest()
     return f"{PREFIX}seen:{client}:{digest}"
 

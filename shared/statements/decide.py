@@ -41,12 +41,19 @@ per item with a waitlist, however long that is. A waitlist that cannot move is n
 
 READ_WAITLISTED = text(f"""
 SELECT {COLUMNS} FROM fairlane.purchases p
-WHERE p.lane = :lane AND p.status = 'waitlisted' AND p.item = ANY(CAST(:items AS text[]))
-ORDER BY p.seq LIMIT :batch
-FOR NO KEY UPDATE
+WHERE p.status = 'waitlisted' AND p.id IN (
+    SELECT head.id FROM unnest(CAST(:items AS text[])) AS moving(item) CROSS JOIN LATERAL (
+        SELECT w.id, w.seq FROM fairlane.purchases w
+        WHERE w.lane = :lane AND w.item = moving.item AND w.status = 'waitlisted' ORDER BY w.seq LIMIT :batch
+    ) head
+    ORDER BY head.seq LIMIT :batch
+)
+ORDER BY p.seq
+FOR NO KEY UPDATE OF p
 """)
-"""The heads of these waitlists, in order. Locked before the queued rows: waitlisted and queued rows are two disjoint
-lines, always locked in this order and each by `seq`, and whoever else locks either locks one row."""
+"""The heads of these waitlists, in order; only a batch of each is read, however long it is. Locked before the queued
+rows: waitlisted and queued rows are two disjoint lines, always locked in this order and each by `seq`, and whoever else
+locks either locks one row."""
 
 LOCK_ITEMS = text("""
 SELECT i.*, clock_timestamp() AS now

@@ -56,8 +56,8 @@ async def test_what_is_held_but_not_paid_is_within_reach_of_a_waitlist(
     await shop.hold(shop.order(quantity=3))
     shop.plain_redis.flushall()
 
-    assert await admission(shop).admit("shop", "k", "sku-1", 3) is verdict
-    assert await admission(shop).admit("shop", "k", "sku-1", 4) is Verdict.SOLD_OUT
+    assert await admission(shop).admit("shop", "k-1", "sku-1", 3) is verdict
+    assert await admission(shop).admit("shop", "k-2", "sku-1", 4) is Verdict.SOLD_OUT
 
 
 @pytest.mark.parametrize(
@@ -93,12 +93,23 @@ async def test_a_key_that_was_seen_skips_every_check(shop: Shop) -> None:
     assert await judge.admit("other", "k", "sold-out", 1) is Verdict.SOLD_OUT
 
 
-async def test_an_accepted_purchase_leaves_its_key_seen(shop: Shop) -> None:
+async def test_a_retry_while_the_first_try_is_still_being_committed_is_not_refused(shop: Shop) -> None:
     await shop.item(stock=1)
-    await shop.buy(shop.order(client="shop", key="k"))
+    judge = admission(shop)
+    assert await judge.admit("shop", "k", "sku-1", 1) is Verdict.OPEN
+    # Its commit is under way; meanwhile somebody else gets the last unit.
     await shop.item(stock=0)
+    shop.plain_redis.delete(keys.item("sku-1"))
 
-    assert await admission(shop).admit("shop", "k", "sku-1", 1) is Verdict.KNOWN
+    assert await judge.admit("shop", "k", "sku-1", 1) is Verdict.KNOWN
+    assert await judge.admit("shop", "another", "sku-1", 1) is Verdict.SOLD_OUT
+    assert 0 < shop.plain_redis.pttl(keys.seen("shop", "k")) <= shop.settings.key_seen_ttl * 1000
+
+
+async def test_a_refused_key_is_not_marked(shop: Shop) -> None:
+    await shop.item(stock=0)
+    assert await admission(shop).admit("shop", "k", "sku-1", 1) is Verdict.SOLD_OUT
+    assert shop.plain_redis.exists(keys.seen("shop", "k")) == 0
 
 
 async def test_a_group_is_answered_request_by_request(shop: Shop) -> None:

@@ -51,7 +51,7 @@ async def record(shop: Shop, outcome: Confirmed | Declined, *purchases: Purchase
     wanted = {purchase.id for purchase in purchases}
     claims = [claim for claim in await shop.claim() if claim.record.id in wanted]
     assert len(claims) == len(purchases)
-    await shop.recorder().record([Result(claim, outcome) for claim in claims])
+    await shop.recorder().record([Result.of(claim, outcome) for claim in claims])
 
 
 def decide_with_eight(shop: Shop, settings: Settings) -> list[Drained]:
@@ -339,9 +339,10 @@ async def test_a_lane_whose_slice_of_time_is_over_is_called_again(shop: Shop) ->
     await shop.item(stock=100)
     await shop.buy(*(shop.order() for _ in range(30)))
     shop.forget_calls()
-    drained = drain(shop, "sku-1", shop.with_settings(decide_batch=10, decide_slice=0.000_001))
+    drained = drain(shop, "sku-1", shop.with_settings(decide_batch=1, decide_slice=0.001))
 
-    assert (drained.decided, drained.left) == (10, True)
+    assert drained.decided < 30
+    assert drained.left
     assert len(shop.messages(queue())) == 1
 
 
@@ -408,7 +409,7 @@ async def test_what_a_dead_decider_had_not_committed_is_decided_by_the_next(shop
 async def test_a_decider_that_stalls_in_its_transaction_loses_the_lane(shop: Shop) -> None:
     await shop.item()
     await shop.buy(shop.order())
-    with shop.decider(shop.with_settings(idle_in_transaction_timeout=0.2)) as decider:
+    with shop.decider(shop.with_settings(idle_in_transaction_timeout=0.2, redis_timeout=0.1)) as decider:
         stalled = StalledDecider(decider)
         with pytest.raises(Exception, match="idle-in-transaction"):
             await asyncio.to_thread(stalled.run, lane(), shop)

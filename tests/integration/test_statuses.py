@@ -188,3 +188,13 @@ def test_a_position_is_told_only_while_queued(
     status: Status, seq: int, decided_through: int | None, position: int | None
 ) -> None:
     assert Reading(record(status, seq=seq), decided_through).position == position
+
+
+async def test_a_status_written_by_another_version_is_left_to_postgres(shop: Shop) -> None:
+    await shop.item()
+    strange, known = await shop.buy(shop.order(), shop.order())
+    shop.plain_redis.set(keys.purchase(strange.id), '9|0|{"status": "teleported"}')
+    found = await statuses.read_many(shop.redis, [strange.id, known.id], shop.settings.lanes)
+    assert found[0] is None
+    assert found[1] is not None
+    assert found[1].record.id == known.id
