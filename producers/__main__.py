@@ -14,6 +14,7 @@ import uvloop
 from sqlalchemy.exc import SQLAlchemyError
 
 from producers.app import create_app
+from shared.crash_points import arm_from_environment
 from shared.errors import SettingsError
 from shared.logs import configure_logging
 from shared.settings import Settings, settings_or_exit
@@ -34,6 +35,7 @@ def main() -> int:
     """Run the process. Returns its exit code: 0 after an orderly stop, 1 with one line when it cannot run."""
     settings = settings_or_exit("api_keys")
     configure_logging()
+    arm_from_environment()
     try:
         listener = _listen(settings.host, settings.port)
     except OSError as error:

@@ -20,8 +20,9 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from shared import keys, statuses
+from shared import statuses
 from shared.calling import Caller
+from shared.crash_points import crash_point
 from shared.database import cause, is_passing, transaction
 from shared.errors import UnavailableError
 from shared.groups import Group
@@ -97,7 +98,9 @@ class Acceptor:
         self._orders: Group[Order, Acceptance] = Group(
             self._accept_batch, batch=settings.accept_batch, bound=settings.accept_queue
         )
-        self._lookups: Group[tuple[str, str], Known | None] = Group(self._look_up_batch, batch=settings.accept_batch)
+        self._lookups: Group[tuple[str, str], Known | None] = Group(
+            self._look_up_batch, batch=settings.accept_batch, bound=settings.accept_queue
+        )
         self._publishing: set[asyncio.Task[None]] = set()
 
     async def accept(self, order: Order) -> Acceptance:
@@ -135,7 +138,7 @@ class Acceptor:
                 raise
             half = len(orders) // 2
             return [*await self._accept_half(orders[:half]), *await self._accept_half(orders[half:])]
-        self._publish_later(orders, inserted)
+        self._publish_later(list(inserted.values()))
         return [self._acceptance(order, inserted, found) for order in orders]
 
     async def _accept_half(self, orders: Sequence[Order]) -> list[Acceptance | Exception]:
@@ -163,6 +166,8 @@ class Acceptor:
             inserted = {record.id: record for record in map(PurchaseRecord.from_row, rows.mappings())}
             others = [(order.client, order.key) for order in orders if order.id not in inserted]
             found = await _find(connection, others) if others else {}
+            crash_point("accept.before_commit")
+        crash_point("accept.after_commit")
         return inserted, found
 
     def _acceptance(
@@ -182,22 +187,17 @@ class Acceptor:
             raise UnavailableError from error
         return [found.get(key) for key in wanted]
 
-    def _publish_later(self, orders: Sequence[Order], inserted: dict[str, PurchaseRecord]) -> None:
-        publishing = asyncio.create_task(self._publish(orders, list(inserted.values())))
+    def _publish_later(self, records: Sequence[PurchaseRecord]) -> None:
+        publishing = asyncio.create_task(self._publish(records))
         self._publishing.add(publishing)
         publishing.add_done_callback(self._publishing.discard)
 
-    async def _publish(self, orders: Sequence[Order], records: Sequence[PurchaseRecord]) -> None:
+    async def _publish(self, records: Sequence[PurchaseRecord]) -> None:
         calls = self._caller.calls_for((record.lane, record.id) for record in records)
-        seen_ms = int(self._settings.key_seen_ttl * 1000)
-        accepted = {record.id for record in records}
         try:
             async with self._redis.pipeline(transaction=False) as pipe:
                 self._caller.queue_marks(pipe, calls)
                 statuses.queue_write(pipe, records, self._settings)
-                for order in orders:
-                    if order.id in accepted:
-                        pipe.set(keys.seen(order.client, order.key), 1, px=seen_ms)
                 replies = await pipe.execute()
         except RedisError as error:
             log.warning("accepted_not_published", purchases=len(records), error=str(error))
@@ -205,6 +205,7 @@ class Acceptor:
         to_publish = self._caller.to_publish(calls, replies)
         if to_publish:
             await asyncio.to_thread(self._caller.publish, to_publish)
+        crash_point("accept.after_publish")
 
 
 async def _find(connection: AsyncConnection, wanted: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Known]:

@@ -23,8 +23,9 @@ from kombu.exceptions import OperationalError
 from redis import Redis, RedisError
 
 from shared import keys
+from shared.crash_points import crash_point
 from shared.redis_clients import Pipeline, make_redis, script
-from shared.routing import CHARGE, CHARGES_QUEUE, DECIDE, Router, queue_of, queues
+from shared.routing import CHARGE, CHARGES_QUEUE, DECIDE, RECONCILE, Router, queue_of, queues
 from shared.settings import Delivery, Settings
 
 log = structlog.get_logger()
@@ -78,12 +79,26 @@ def make_celery(settings: Settings) -> Celery:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call that may be made: the queue, and the arguments of the task that answers it."""
+    """One call that may be made: the queue, and the arguments of the task that answers it.
+
+    `mark` names it among the calls that are out (`called:<mark>`); usually that is its queue.
+    """
 
     queue: str
     task: str
     kwargs: dict[str, Any]
     task_id: str | None = None
+    mark: str = ""
+
+    @property
+    def called(self) -> str:
+        """The key of its mark."""
+        return keys.called(self.mark or self.queue)
+
+    @property
+    def speaks_for_others(self) -> bool:
+        """Whether a message that still lies in the queue says the same as this one would."""
+        return self.task_id is None and not self.mark
 
 
 def lane_call(lane: int, purchase_id: str | None = None) -> Call:
@@ -93,6 +108,9 @@ def lane_call(lane: int, purchase_id: str | None = None) -> Call:
 
 CHARGES_CALL = Call(CHARGES_QUEUE, CHARGE, {})
 """The word that purchases are due to be charged."""
+
+RECONCILE_CALL = Call(CHARGES_QUEUE, RECONCILE, {}, mark="reconcile")
+"""The word that the provider is to be asked about calls without an outcome."""
 
 
 class Caller:
@@ -115,7 +133,7 @@ class Caller:
         """Queue one SET per call; its reply says whether the mark was free, so that the call is to be published."""
         for call in calls:
             if call.task_id is None:
-                pipe.set(keys.called(call.queue), self._token, nx=True, px=self._ttl_ms)
+                pipe.set(call.called, self._token, nx=True, px=self._ttl_ms)
 
     def to_publish(self, calls: Sequence[Call], replies: Sequence[Any]) -> list[Call]:
         """The calls to publish, given the replies to `queue_marks`: not those that somebody made already."""
@@ -135,10 +153,12 @@ class Caller:
             with self._celery.producer_or_acquire() as producer:
                 while unpublished:
                     call = unpublished[0]
-                    if call.task_id is not None or _is_empty(producer, call.queue):
+                    crash_point("call.before_publish")
+                    if not call.speaks_for_others or _is_empty(producer, call.queue):
                         self._celery.send_task(
                             call.task, kwargs=call.kwargs, task_id=call.task_id, producer=producer, retry=False
                         )
+                    crash_point("call.after_publish")
                     unpublished.pop(0)
         except (OperationalError, RedisError, OSError) as error:
             log.warning("call_not_published", queues=[call.queue for call in unpublished], error=str(error))
@@ -158,7 +178,7 @@ class Caller:
         self.publish(self.to_publish(calls, replies))
 
     def _take_back(self, calls: Sequence[Call]) -> None:
-        marks = [keys.called(call.queue) for call in calls if call.task_id is None]
+        marks = [call.called for call in calls if call.task_id is None]
         if not marks:
             return
         try:

@@ -12,6 +12,7 @@ from zlib import crc32
 
 DECIDE = "purchases.decide"
 CHARGE = "purchases.charge"
+RECONCILE = "purchases.reconcile"
 
 CHARGES_QUEUE = "charges"
 
@@ -55,7 +56,7 @@ class Router:
         Raises ValueError for a decide task that names no lane of this system: such a message would wait in a queue
         that nobody reads.
         """
-        if name == CHARGE:
+        if name in (CHARGE, RECONCILE):
             return {"queue": CHARGES_QUEUE}
         if name != DECIDE:
             return None

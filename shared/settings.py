@@ -28,6 +28,13 @@ class Delivery(StrEnum):
     PURCHASE = "purchase"  #: one purchase, task id = purchase id; slower, each one visible in Flower
 
 
+class NotChargedPolicy(StrEnum):
+    """What becomes of a purchase whose call never reached the provider."""
+
+    RETRY = "retry"  #: one more attempt, then declined
+    DECLINE = "decline"  #: declined at once
+
+
 class Role(StrEnum):
     """What an API key may do."""
 
@@ -163,6 +170,13 @@ class Settings(BaseSettings):
     #: Pause of claims after a call was provably not sent (lock not obtained, provider unreachable); doubled per
     #: attempt up to 64 times, with jitter.
     charge_retry: Seconds = 0.5
+
+    #: After a call's deadline, how long a provider may need until "not found" means "never charged".
+    settle_window: Seconds = 60
+    #: How long a silent provider is asked about a purchase before an operator must look.
+    doubt_patience: Seconds = 3_600
+    #: What becomes of a purchase that was never charged: one more attempt, or declined at once.
+    not_charged: NotChargedPolicy = NotChargedPolicy.RETRY
 
     #: How long stock is held for a purchase that is not paid, unless the item says otherwise: a quarter of an hour
     #: outlasts a provider's outage of minutes and does not hold a sale up for long.

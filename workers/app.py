@@ -12,6 +12,7 @@ from celery.signals import worker_init, worker_process_shutdown, worker_shutdown
 from sqlalchemy.exc import OperationalError
 
 from shared.calling import make_celery
+from shared.crash_points import arm_from_environment
 from shared.database import cause, check_lanes, make_engine
 from shared.errors import SettingsError
 from shared.logs import configure_logging
@@ -20,6 +21,7 @@ from workers.process import WorkerProcess, gateway_of
 from workers.tasks import register
 
 configure_logging()
+arm_from_environment()
 settings = settings_or_exit("payment_url")
 app = make_celery(settings)
 process = WorkerProcess(settings, app)

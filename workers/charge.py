@@ -27,7 +27,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, assert_never
 
 import structlog
 from redis.asyncio import Redis
@@ -36,6 +36,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared import keys, statuses
 from shared.calling import Caller
+from shared.crash_points import crash_point
 from shared.database import transaction
 from shared.groups import Group
 from shared.narrow_lock import NarrowLock
@@ -43,7 +44,8 @@ from shared.purchases import PurchaseRecord
 from shared.routing import CHARGES_QUEUE
 from shared.settings import Settings
 from shared.statements import charge as sql
-from workers.gateways import Confirmed, Declined, Gateway, InDoubt, NotSent
+from workers.breaker import Breaker
+from workers.gateways import ChargeOutcome, Confirmed, Declined, Gateway, InDoubt, NotSent
 from workers.record import Claim, Recorder, Result
 
 log = structlog.get_logger()
@@ -88,6 +90,7 @@ class Charger:
         )
         self._free = settings.charge_slots
         self._slot_freed = asyncio.Event()
+        self._breaker = Breaker()
 
     async def drain(self, stopping: Callable[[], bool] = lambda: False) -> Charged:
         """Claim and charge until nothing is due or somebody wants to stop; returns when its own calls are recorded.
@@ -110,7 +113,12 @@ class Charger:
         self, counts: Counter[str], calls: set[asyncio.Task[None]], stopping: Callable[[], bool]
     ) -> bool:
         """One claim and the start of its calls. Whether to go on: something was due, and locks were to be had."""
-        slots = await self._take_free_slots()
+        free = await self._take_free_slots()
+        slots = self._breaker.allows(free, time.monotonic())
+        self._give_back(free - slots)
+        if slots == 0:
+            # The provider is in trouble. The sweep calls again, and then one call finds out whether it still is.
+            return False
         if stopping():
             # Asked to while it waited for a slot: another call would hold the shutdown up for as long again.
             self._give_back(slots)
@@ -124,14 +132,32 @@ class Charger:
             self._give_back(slots - len(claims))
         if not claims:
             return False
+        self._breaker.claimed()
+        crash_point("charge.after_claim")
         counts["claimed"] += len(claims)
         obtained = await self._take_locks(claims)
+        crash_point("charge.after_lock")
         for claim, ours in zip(claims, obtained, strict=True):
             call = asyncio.create_task(self._charge(claim, start_by, counts, lock_obtained=ours))
             calls.add(call)
             call.add_done_callback(calls.discard)
         # Without Redis, claiming on would only move rows back and forth; the sweep calls again.
         return any(obtained)
+
+    def _tell_breaker(self, outcome: ChargeOutcome) -> None:
+        match outcome:
+            case Confirmed() | Declined():
+                self._breaker.succeeded()
+            case NotSent(reason="too_late"):
+                pass  # our own delay says nothing about the provider
+            case NotSent(reason, alert):
+                if self._breaker.failed(time.monotonic(), alert=alert):
+                    log.error("claims_paused", reason=reason, alert=alert)
+            case InDoubt(reason):
+                if self._breaker.failed(time.monotonic()):
+                    log.error("claims_paused", reason=reason, alert=False)
+            case _:
+                assert_never(outcome)
 
     async def _take_free_slots(self) -> int:
         """All the slots that are free, at least one: a claim never waits for a slot."""
@@ -186,9 +212,11 @@ class Charger:
         try:
             if lock_obtained:
                 outcome = await self._gateway.charge(claim.request, start_by=start_by)
+                self._tell_breaker(outcome)
+                crash_point("charge.after_call")
             else:
                 outcome = NotSent("lock_not_obtained")
-            await self._outcomes.bring(Result(claim, outcome))
+            await self._outcomes.bring(Result.of(claim, outcome))
             match outcome:
                 case Confirmed():
                     counts["confirmed"] += 1
@@ -198,6 +226,8 @@ class Charger:
                     counts["not_sent"] += 1
                 case InDoubt():
                     counts["in_doubt"] += 1
+                case _:
+                    assert_never(outcome)
         except Exception as error:
             log.error("charge_failed", purchase=claim.record.id, exc_info=error)
         finally:

@@ -34,6 +34,7 @@ from sqlalchemy.exc import DBAPIError
 
 from shared import doors, keys, statuses
 from shared.calling import CHARGES_CALL, Caller, lane_call
+from shared.crash_points import crash_point
 from shared.database import LIMITS, limits
 from shared.doors import Door
 from shared.purchases import PurchaseRecord
@@ -120,6 +121,7 @@ class Decider:
             decided += len(batch.records)
             reserved += batch.reserved
             self._publish(lane, batch)
+            crash_point("decide.after_publish")
             if stopping() or time.monotonic() - began >= self._settings.decide_slice:
                 self._caller.call([lane_call(lane)])
                 return Drained(decided, reserved, left=True, seconds=time.monotonic() - began)
@@ -135,8 +137,13 @@ class Decider:
                 connection.execute(LIMITS, self._limits)
                 connection.execute(sql.LOCK_LANE if wait else sql.LOCK_LANE_NOWAIT, {"lane": lane})
                 ours = True
+                crash_point("decide.after_lock")
                 self._forget_call(lane)
-                return self._decide_batch(connection, lane)
+                crash_point("decide.after_forget")
+                batch = self._decide_batch(connection, lane)
+                crash_point("decide.before_commit")
+            crash_point("decide.after_commit")
+            return batch
         except DBAPIError as error:
             if isinstance(error.orig, postgres.LockNotAvailable):
                 raise LaneTakenError(ours=ours) from error

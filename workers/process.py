@@ -20,6 +20,8 @@ from shared.settings import Settings
 from workers.charge import Charged, Charger
 from workers.decide import Decider, Drained
 from workers.gateways import Gateway, load_gateway
+from workers.reconcile import Reconciled, Reconciler
+from workers.record import Recorder
 
 Answer = TypeVar("Answer")
 
@@ -56,10 +58,19 @@ class WorkerProcess:
 
     def charge(self) -> Charged:
         """Charge what is due, see `Charger.drain`."""
+        charging = self._charging_parts()
+        return charging.run(charging.charger.drain(self._stopping.is_set))
+
+    def _charging_parts(self) -> _Charging:
         with self._making:
             if self._charging is None:
                 self._charging = _Charging(self._settings, Caller(self._settings, self._celery))
-        return self._charging.run(self._charging.charger.drain(self._stopping.is_set))
+            return self._charging
+
+    def reconcile(self) -> Reconciled:
+        """Ask the provider about purchases in doubt, see `Reconciler.run_once`."""
+        charging = self._charging_parts()
+        return charging.run(charging.reconciler.run_once())
 
     def stop(self) -> None:
         """Ask what runs to give up at its next safe point: between batches, before the next claim."""
@@ -94,6 +105,7 @@ class _Charging:
         self._redis = make_async_redis(settings)
         self.gateway: Gateway
         self.charger: Charger
+        self.reconciler: Reconciler
         self.run(self._open(settings, caller))
 
     async def _open(self, settings: Settings, caller: Caller) -> None:
@@ -101,6 +113,8 @@ class _Charging:
         self.gateway = gateway_of(settings)
         worker = f"{socket.gethostname()}:{os.getpid()}"
         self.charger = Charger(self._engine, self._redis, self.gateway, caller, settings, worker)
+        recorder = Recorder(self._engine, self._redis, caller, settings)
+        self.reconciler = Reconciler(self._engine, self._redis, self.gateway, recorder, settings, worker)
 
     def run(self, work: Coroutine[Any, Any, Answer]) -> Answer:
         """Run this on the loop and wait for it, from any other thread."""

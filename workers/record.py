@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared import doors, keys, statuses
 from shared.calling import Call, Caller, lane_call
+from shared.crash_points import crash_point
 from shared.database import cause, is_passing, transaction
 from shared.doors import Door
 from shared.narrow_lock import Lock
@@ -59,11 +60,36 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """A claim and what came of its call."""
+class NotCharged:
+    """The provider knows of no charge, asked late enough to mean it. `again`: worth one more attempt."""
 
-    claim: Claim
-    outcome: ChargeOutcome
+    again: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NeedsReview:
+    """Only an operator can tell."""
+
+    reason: str
+
+
+RecordedOutcome = ChargeOutcome | NotCharged | NeedsReview
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of one attempt to charge one purchase. `lock` is let go of once it is recorded."""
+
+    purchase: str
+    fence: int
+    attempt: int
+    lock: Lock
+    outcome: RecordedOutcome
+
+    @classmethod
+    def of(cls, claim: Claim, outcome: ChargeOutcome) -> Result:
+        """The result of a claim's call."""
+        return cls(claim.record.id, claim.fence, claim.attempt, claim.lock, outcome)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +128,12 @@ class Recorder:
         """Per result, whether it counted: False if the purchase had moved on under another fence."""
         written = await self._written(results)
         await self._publish(results, written)
+        crash_point("record.after_publish")
         counted = {record.id for record in written.records}
         for result in results:
-            if result.claim.record.id not in counted:
-                log.error("outcome_did_not_count", purchase=result.claim.record.id, outcome=result.outcome)
-        return [result.claim.record.id in counted for result in results]
+            if result.purchase not in counted:
+                log.error("outcome_did_not_count", purchase=result.purchase, outcome=result.outcome)
+        return [result.purchase in counted for result in results]
 
     async def _written(self, results: Sequence[Result]) -> Written:
         """Write, again and again while Postgres is away: a known outcome is not given up.
@@ -126,7 +153,7 @@ class Recorder:
                     pause = min(pause * 2, 2.0)
                     continue
                 if len(results) == 1:
-                    log.error("outcome_refused", purchase=results[0].claim.record.id, error=cause(error))
+                    log.error("outcome_refused", purchase=results[0].purchase, error=cause(error))
                     return Written()
                 half = len(results) // 2
                 first, second = await self._written(results[:half]), await self._written(results[half:])
@@ -134,8 +161,8 @@ class Recorder:
 
     async def _write(self, results: Sequence[Result]) -> Written:
         rows = [_row(result, self._settings.charge_retry) for result in results]
-        ids = [result.claim.record.id for result in results]
-        fences = [result.claim.fence for result in results]
+        ids = [result.purchase for result in results]
+        fences = [result.fence for result in results]
         async with transaction(self._engine, self._settings) as connection:
             await connection.execute(sql.LOCK_PURCHASES, {"ids": ids})
             written = await _fetch(
@@ -162,6 +189,8 @@ class Recorder:
                     "charge_ids": [row.charge_id for row in rows],
                 },
             )
+            crash_point("record.before_commit")
+        crash_point("record.after_commit")
         return Written([*records, *known], moved_doors, [row["lane"] for row in lanes])
 
     async def _recorded_before(
@@ -177,9 +206,9 @@ class Recorder:
         """
         moved = {record.id for record in records}
         wanted = {
-            result.claim.record.id: (result.claim.fence, row.status, row.charge_id)
+            result.purchase: (result.fence, row.status, row.charge_id)
             for result, row in zip(results, rows, strict=True)
-            if result.claim.record.id not in moved
+            if result.purchase not in moved
         }
         if not wanted:
             return []
@@ -216,7 +245,7 @@ class Recorder:
     async def _publish(self, results: Sequence[Result], written: Written) -> None:
         """After the commit: statuses, door records, locks, calls, in one pipeline. Only logged if it fails."""
         calls: list[Call] = [lane_call(lane) for lane in sorted(set(written.lanes))]
-        locks = [result.claim.lock for result in results]
+        locks = [result.lock for result in results]
         try:
             async with self._redis.pipeline(transaction=False) as pipe:
                 self._caller.queue_marks(pipe, calls)
@@ -244,10 +273,16 @@ def _row(result: Result, retry: float) -> _Row:
         case Declined(reason, charge_id):
             return _Row(Status.DECLINED, "declined", reason, charge_id)
         case NotSent(reason, _, retry_after):
-            pause = retry * 2 ** min(result.claim.attempt - 1, _LONGEST_PAUSE) * random.uniform(0.5, 1.5)
+            pause = retry * 2 ** min(result.attempt - 1, _LONGEST_PAUSE) * random.uniform(0.5, 1.5)
             return _Row(Status.RESERVED, "not_sent", reason, retry_after=max(pause, retry_after or 0.0))
         case InDoubt(reason):
             return _Row(Status.IN_DOUBT, "in_doubt", reason)
+        case NotCharged(again=True):
+            return _Row(Status.RESERVED, "not_charged", "not_charged")
+        case NotCharged():
+            return _Row(Status.DECLINED, "not_charged", "not_charged")
+        case NeedsReview(reason):
+            return _Row(Status.NEEDS_REVIEW, "needs_review", reason)
         case _:
             assert_never(result.outcome)
 

@@ -1,4 +1,9 @@
-"""The sweep: the loop that heals. It calls what was forgotten; it decides and charges nothing itself.
+"""The sweep: the loop that heals. It decides and charges nothing itself. Each round it
+
+- marks in doubt what was claimed and has no outcome by its deadline (Postgres' clock, and nothing else, judges that);
+- ends holds that ran out, and gives their stock back to whoever waits;
+- calls lanes, charges and reconciliation that have work, in case a call was lost;
+- writes the watermarks to Redis again, in case that was flushed.
 
 `python -m workers.sweep` runs it every `FAIRLANE_SWEEP_EVERY` seconds. Any number of these processes may run; an
 advisory lock lets one at a time work.
@@ -8,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections import Counter
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -15,23 +21,30 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from shared import statuses
-from shared.calling import CHARGES_CALL, Caller, lane_call, make_celery
+from shared import doors, statuses
+from shared.calling import CHARGES_CALL, RECONCILE_CALL, Caller, lane_call, make_celery
+from shared.crash_points import arm_from_environment, crash_point
 from shared.database import cause, check_lanes, make_async_engine, transaction
+from shared.doors import Door
 from shared.errors import SettingsError
 from shared.logs import configure_logging
+from shared.purchases import PurchaseRecord
 from shared.redis_clients import make_async_redis
 from shared.settings import Settings, settings_or_exit
+from shared.statements import charge, recover
 from shared.statements import sweep as sql
 
 log = structlog.get_logger()
 
+#: Overdue claims and ended holds per round. The next round comes in half a second; more would hold the items' locks.
+_BATCH = 500
+
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """What one round found: the lanes with work, their watermarks, and whether charges are due.
+    """What one round found and did.
 
     `ours` is False when another sweep was at work; the rest is then empty.
     """
@@ -40,6 +53,10 @@ class Swept:
     lanes: tuple[int, ...] = ()
     watermarks: tuple[tuple[int, int], ...] = ()
     charges_due: bool = False
+    questions_due: bool = False
+    in_doubt: tuple[PurchaseRecord, ...] = ()
+    expired: tuple[PurchaseRecord, ...] = ()
+    doors: tuple[Door, ...] = ()
 
 
 class Sweep:
@@ -52,14 +69,19 @@ class Sweep:
         self._settings = settings
 
     async def run_once(self) -> Swept:
-        """Look once, then call what has work. A call that is already out is not repeated (`called:<queue>`)."""
-        swept = await self._look()
+        """One round. A call that is already out is not repeated (`called:<queue>`)."""
+        swept = await self._heal()
+        crash_point("sweep.after_commit")
         if not swept.ours:
             return swept
-        await self._refresh_watermarks(swept)
+        for record in swept.in_doubt:
+            log.warning("purchase_in_doubt", purchase=record.id)
+        await self._publish(swept)
         calls = [lane_call(lane) for lane in swept.lanes]
         if swept.charges_due:
             calls.append(CHARGES_CALL)
+        if swept.questions_due:
+            calls.append(RECONCILE_CALL)
         await asyncio.to_thread(self._caller.call, calls)
         return swept
 
@@ -75,29 +97,54 @@ class Sweep:
             except TimeoutError:
                 continue
 
-    async def _look(self) -> Swept:
+    async def _heal(self) -> Swept:
         async with transaction(self._engine, self._settings) as connection:
             if not (await connection.execute(sql.TRY_TO_BE_THE_ONE, {"lock": sql.SWEEP_LOCK})).scalar_one():
                 return Swept(ours=False)
+            overdue = (await connection.execute(recover.MARK_IN_DOUBT, {"batch": _BATCH})).mappings().all()
+            ended = (await connection.execute(recover.EXPIRE, {"batch": _BATCH})).mappings().all()
+            expired = tuple(PurchaseRecord.from_row(row) for row in ended)
+            moved_doors = await self._return_stock(connection, expired)
             lanes = (await connection.execute(sql.LANES)).mappings().all()
             moving = (await connection.execute(sql.LANES_WITH_MOVING_WAITLISTS)).scalars().all()
-            due = (await connection.execute(sql.CHARGES_DUE)).scalar_one()
+            charges_due = (await connection.execute(sql.CHARGES_DUE)).scalar_one()
+            questions_due = (await connection.execute(recover.QUESTIONS_DUE)).scalar_one()
+            crash_point("sweep.before_commit")
         return Swept(
             ours=True,
             lanes=tuple(sorted({row["lane"] for row in lanes if row["queued"]} | set(moving))),
             watermarks=tuple((row["lane"], row["decided_through"]) for row in lanes),
-            charges_due=due,
+            charges_due=charges_due,
+            questions_due=questions_due,
+            in_doubt=tuple(PurchaseRecord.from_row(row) for row in overdue),
+            expired=expired,
+            doors=moved_doors,
         )
 
-    async def _refresh_watermarks(self, swept: Swept) -> None:
-        """Write the watermarks again: Redis may have lost them, or missed the last one."""
+    async def _return_stock(self, connection: AsyncConnection, expired: tuple[PurchaseRecord, ...]) -> tuple[Door, ...]:
+        """Give back what these holds held, in the transaction that ended them."""
+        returned: Counter[str] = Counter()
+        for record in expired:
+            returned[record.item] += record.quantity
+        if not returned:
+            return ()
+        skus = sorted(returned)
+        await connection.execute(charge.LOCK_ITEMS, {"skus": skus})
+        values = {"skus": skus, "returned": [returned[sku] for sku in skus], "sold": [0] * len(skus)}
+        rows = (await connection.execute(charge.SETTLE_STOCK, values)).mappings().all()
+        return tuple(Door.from_row(row) for row in rows)
+
+    async def _publish(self, swept: Swept) -> None:
+        """Statuses and door records of what changed, and all watermarks, as Redis may have lost them."""
         try:
             async with self._redis.pipeline(transaction=False) as pipe:
+                statuses.queue_write(pipe, [*swept.in_doubt, *swept.expired], self._settings)
+                doors.queue_write(pipe, swept.doors, self._settings)
                 for lane, decided_through in swept.watermarks:
                     statuses.queue_watermark(pipe, lane, decided_through)
                 await pipe.execute()
         except RedisError as error:
-            log.warning("watermarks_not_refreshed", error=str(error))
+            log.warning("sweep_not_published", error=str(error))
 
 
 async def _main(settings: Settings) -> None:
@@ -118,6 +165,7 @@ async def _main(settings: Settings) -> None:
 def main() -> None:
     """Run the sweep until SIGTERM or Ctrl-C; a setting that cannot work ends it with one line."""
     configure_logging()
+    arm_from_environment()
     settings = settings_or_exit()
     try:
         asyncio.run(_main(settings))

@@ -1,4 +1,4 @@
-"""The two Celery tasks. Each is a claim check: it says where work is, and returns what came of it, never a purchase."""
+"""The Celery tasks. Each is a claim check: it says where work is, and returns what came of it, never a purchase."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from sqlalchemy.exc import DBAPIError
 
 from shared.database import cause
 from shared.errors import UnavailableError
-from shared.routing import CHARGE, DECIDE, Router
+from shared.routing import CHARGE, DECIDE, RECONCILE, Router
 from shared.settings import Settings
 from workers.process import WorkerProcess
 
 
 def register(app: Celery, settings: Settings, process: WorkerProcess) -> None:
-    """Register `purchases.decide` and `purchases.charge` on the app."""
+    """Register `purchases.decide`, `purchases.charge` and `purchases.reconcile` on the app."""
     router = Router(settings.lanes)
 
     @app.task(name=DECIDE)
@@ -37,6 +37,15 @@ def register(app: Celery, settings: Settings, process: WorkerProcess) -> None:
         """
         with _without_quoting_rows():
             return process.charge().as_result()
+
+    @app.task(name=RECONCILE)
+    def reconcile() -> dict[str, Any]:
+        """Ask the provider about purchases in doubt.
+
+        Returns `{asked, settled, postponed, rechecked, found_late}`.
+        """
+        with _without_quoting_rows():
+            return process.reconcile().as_result()
 
 
 @contextmanager

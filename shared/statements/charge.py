@@ -39,7 +39,12 @@ SET status = o.status,
     rev = p.rev + 1,
     charge_id = CASE WHEN o.status IN ('confirmed', 'declined') THEN o.charge_id END,
     due_at = CASE WHEN o.status = 'reserved' THEN clock_timestamp() + make_interval(secs => o.retry_after) END,
-    call_deadline = CASE WHEN o.status = 'in_doubt' THEN p.call_deadline END,
+    -- One more attempt is owed to a purchase that was never charged, even if its hold would have ended meanwhile.
+    expires_at = CASE WHEN p.status = 'in_doubt' AND o.status = 'reserved'
+        THEN greatest(p.expires_at, clock_timestamp() + interval '1 minute') ELSE p.expires_at END,
+    call_deadline = CASE WHEN o.status IN ('in_doubt', 'needs_review') THEN p.call_deadline END,
+    doubt_since = CASE WHEN o.status = 'in_doubt' THEN clock_timestamp() END,
+    ask_at = CASE WHEN o.status = 'in_doubt' THEN clock_timestamp() END,
     finished_at = CASE WHEN o.status IN ('confirmed', 'declined') THEN clock_timestamp() END,
     payment_token = CASE WHEN o.status NOT IN ('confirmed', 'declined') THEN p.payment_token END
 FROM unnest(
@@ -47,8 +52,9 @@ FROM unnest(
     CAST(:charge_ids AS text[]), CAST(:retry_afters AS float8[])
 ) AS o(id, fence, status, reason, charge_id, retry_after)
 WHERE p.id = o.id AND p.fence = o.fence
-  AND (p.status = 'charging'
-       OR (p.status IN ('in_doubt', 'needs_review') AND o.status IN ('confirmed', 'declined')))
+  AND ((p.status = 'charging' AND o.status <> 'needs_review')
+       OR (p.status = 'in_doubt' AND o.status <> 'in_doubt')
+       OR (p.status = 'needs_review' AND o.status IN ('confirmed', 'declined')))
 RETURNING {COLUMNS}
 """)
 """Promise: an outcome counts only with the row's fence. Also from `in_doubt` and `needs_review`: a late answer is still
@@ -61,11 +67,14 @@ SELECT {COLUMNS}, p.fence FROM fairlane.purchases p WHERE p.id = ANY(CAST(:ids A
 
 RECORD_ATTEMPTS = text("""
 UPDATE fairlane.charge_attempts a
-SET outcome = o.outcome, reason = o.reason, charge_id = o.charge_id, recorded_at = clock_timestamp()
+SET outcome = o.outcome, reason = o.reason, charge_id = o.charge_id, recorded_at = clock_timestamp(),
+    recheck_at = CASE WHEN o.outcome = 'not_charged' THEN clock_timestamp() + interval '5 minutes' END
 FROM unnest(
     CAST(:fences AS bigint[]), CAST(:outcomes AS text[]), CAST(:reasons AS text[]), CAST(:charge_ids AS text[])
 ) AS o(fence, outcome, reason, charge_id)
-WHERE a.fence = o.fence AND (a.outcome IS NULL OR a.outcome = 'in_doubt')
+WHERE a.fence = o.fence
+  AND (a.outcome IS NULL OR a.outcome IN ('in_doubt', 'needs_review')
+       OR (a.outcome = 'not_charged' AND o.outcome = 'confirmed'))
 RETURNING a.purchase_id
 """)
 """What came of each call, whether or not it still counted for the purchase: a known outcome is never thrown away."""

@@ -44,7 +44,9 @@ from workers.gateways import (
     Gateway,
     GatewayUnavailable,
 )
+from workers.reconcile import Reconciler
 from workers.record import Claim, Recorder
+from workers.sweep import Sweep
 
 #: Seconds a condition may take on a loaded machine. Healthy ones take milliseconds.
 BOUND = 20.0
@@ -157,6 +159,16 @@ class Shop:
         return Charger(
             engine or self.engine, client or self.redis, gateway, self.caller, settings or self.settings, worker
         )
+
+    def reconciler(self, gateway: Gateway, settings: Settings | None = None) -> Reconciler:
+        """A reconciler as a charge process has it."""
+        used = settings or self.settings
+        recorder = Recorder(self.engine, self.redis, self.caller, used)
+        return Reconciler(self.engine, self.redis, gateway, recorder, used, "worker-1")
+
+    def sweep(self) -> Sweep:
+        """The sweep."""
+        return Sweep(self.engine, self.redis, self.caller, self.settings)
 
     def recorder(self) -> Recorder:
         """A recorder on the shop's own connections."""
@@ -289,6 +301,8 @@ class ScriptedGateway:
         self.requests: list[ChargeRequest] = []
         self.under_way = 0
         self.most_under_way = 0
+        #: What `find` answers, by reference; None: no answer that can be trusted.
+        self.records: dict[str, list[ChargeRecord]] | None = None
 
     @property
     def capabilities(self) -> Capabilities:
@@ -312,7 +326,9 @@ class ScriptedGateway:
             self.under_way -= 1
 
     async def find(self, reference: str) -> list[ChargeRecord]:
-        raise GatewayUnavailable("this gateway answers no questions")
+        if self.records is None:
+            raise GatewayUnavailable("this gateway answers no questions")
+        return self.records.get(reference, [])
 
     async def close(self) -> None:
         return

@@ -281,14 +281,13 @@ async def test_a_caller_who_hangs_up_does_not_cancel_the_commit(shop: Shop) -> N
     assert len(shop.purchases()) == 2
 
 
-async def test_after_the_commit_the_status_the_seen_mark_and_the_call_are_in_redis(shop: Shop) -> None:
+async def test_after_the_commit_the_status_and_the_call_are_in_redis(shop: Shop) -> None:
     saved = await shop.item()
     order = shop.order(client="shop", key="k-1")
     (bought,) = await shop.buy(order)
 
     queue = f"lane.{saved.lane:02d}"
     assert str(shop.plain_redis.get(keys.purchase(bought.id))).startswith("1|")
-    assert 0 < shop.plain_redis.pttl(keys.seen("shop", "k-1")) <= shop.settings.key_seen_ttl * 1000
     assert shop.called(queue)
     assert len(shop.messages(queue)) == 1
 

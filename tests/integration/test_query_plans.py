@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import TextClause, text
 
-from shared.statements import accept, charge, decide, sweep
+from shared.statements import accept, charge, decide, recover, sweep
 from tests.integration.shopfloor import Shop
 
 #: Forty items over 16 lanes; 40,000 purchases, of which one in twenty is still open, as late in a sale.
@@ -42,7 +42,10 @@ ANALYZE fairlane.items, fairlane.purchases, fairlane.charge_attempts, fairlane.l
 
 KEYS = [f"key-{n}" for n in range(200)]
 
-QUESTIONS: dict[str, tuple[TextClause, Mapping[str, Any], str]] = {
+#: Either holds exactly the reserved purchases; which is cheaper depends on how many of them are due.
+RESERVED = "purchases_due", "purchases_expiring"
+
+QUESTIONS: dict[str, tuple[TextClause, Mapping[str, Any], str | tuple[str, ...]]] = {
     "the head of a lane": (decide.READ_QUEUED, {"lane": 3, "batch": 500}, "purchases_queued"),
     "the waitlists that move": (decide.WAITLISTS_THAT_MOVE, {"lane": 3}, "purchases_waitlisted"),
     "the heads of waitlists": (
@@ -56,13 +59,24 @@ QUESTIONS: dict[str, tuple[TextClause, Mapping[str, Any], str]] = {
         {"items": ["sku-3"] * 50, "clients": ["shop"] * 50, "customers": [f"c-{n}" for n in range(50)]},
         "purchases_held",
     ),
-    "a claim": (charge.CLAIM, {"slots": 128, "worker": "w", "overdue_after": 20.0}, "purchases_due"),
+    "a claim": (charge.CLAIM, {"slots": 128, "worker": "w", "overdue_after": 20.0}, RESERVED),
     "lanes to call after holds ended": (charge.LANES_WITH_WAITLISTS, {"skus": ["sku-3"]}, "purchases_waitlisted"),
     "purchases by key": (accept.BY_KEY, {"clients": ["shop"] * 200, "keys": KEYS}, "one_key_one_purchase"),
     "the lanes that were forgotten": (sweep.LANES, {}, "purchases_queued"),
     "all waitlists that move": (sweep.LANES_WITH_MOVING_WAITLISTS, {}, "purchases_waitlisted"),
-    "whether charges are due": (sweep.CHARGES_DUE, {}, "purchases_due"),
+    "whether charges are due": (sweep.CHARGES_DUE, {}, RESERVED),
+    "claims without an outcome": (recover.MARK_IN_DOUBT, {"batch": 500}, "purchases_overdue"),
+    "holds that ran out": (recover.EXPIRE, {"batch": 500}, "purchases_expiring"),
+    "questions to the provider": (
+        recover.CLAIM_QUESTIONS,
+        {"batch": 50, "lease": 15.0, "settle_window": 60.0},
+        "purchases_in_doubt",
+    ),
 }
+
+
+def names(meant: str | tuple[str, ...]) -> set[str]:
+    return {meant} if isinstance(meant, str) else set(meant)
 
 
 def nodes(plan: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -73,20 +87,36 @@ def nodes(plan: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 async def test_every_question_uses_the_index_meant_for_it(shop: Shop, subtests: pytest.Subtests) -> None:
     shop.sql(FILL)
-    for name, (statement, values, index) in QUESTIONS.items():
+    for name, (statement, values, meant) in QUESTIONS.items():
         with subtests.test(name):
             async with shop.engine.connect() as connection:
                 explained = await connection.execute(text(f"EXPLAIN (FORMAT JSON) {statement.text}"), dict(values))
                 found = list(nodes(explained.scalar_one()[0]["Plan"]))
-            assert index in {node.get("Index Name") for node in found}
+            assert {node.get("Index Name") for node in found} & names(meant)
             scanned = [
                 node for node in found if node["Node Type"] == "Seq Scan" and node["Relation Name"] == "purchases"
             ]
             assert scanned == []
 
 
+async def test_a_long_waitlist_is_read_by_the_batch_and_never_sorted_whole(shop: Shop) -> None:
+    shop.sql(FILL)
+    shop.sql(
+        "UPDATE fairlane.purchases SET status = 'waitlisted', decided_at = NULL, finished_at = NULL,"
+        " payment_token = 'tok' WHERE status = 'sold_out'"
+    )
+    shop.sql("ANALYZE fairlane.purchases")
+    values = {"lane": 3, "items": ["sku-3", "sku-19"], "batch": 5}
+    async with shop.engine.connect() as connection:
+        statement = text(f"EXPLAIN (ANALYZE, FORMAT JSON) {decide.READ_WAITLISTED.text}")
+        plan = (await connection.execute(statement, values)).scalar_one()[0]["Plan"]
+    read = [node["Actual Rows"] for node in nodes(plan) if node.get("Index Name") == "purchases_waitlisted"]
+    assert read
+    assert max(read) <= 5
+
+
 async def test_every_index_is_used_by_a_question_or_keeps_a_promise(shop: Shop) -> None:
     rows = shop.sql("SELECT indexname FROM pg_indexes WHERE schemaname = 'fairlane' AND tablename = 'purchases'")
 
-    asked = {index for _, _, index in QUESTIONS.values()}
+    asked = {index for _, _, meant in QUESTIONS.values() for index in names(meant)}
     assert {row["indexname"] for row in rows} == asked | {"purchases_pkey", "purchases_seq_key"}

@@ -33,7 +33,7 @@ async def test_an_outcome_under_an_older_fence_does_not_count_and_moves_no_stock
     shop.sql("UPDATE fairlane.purchases SET fence = nextval('fairlane.fence_seq'), attempt = attempt + 1")
     before = shop.purchases()
     with structlog.testing.capture_logs() as logs:
-        assert await shop.recorder().record([Result(claim, outcome)]) == [False]
+        assert await shop.recorder().record([Result.of(claim, outcome)]) == [False]
 
     assert shop.purchases() == before
     assert shop.stock() == (99, 1, 0)
@@ -50,9 +50,9 @@ async def test_a_late_answer_is_still_the_answer(
     shop: Shop, status: str, outcome: ChargeOutcome, after: str, stock: tuple[int, int, int]
 ) -> None:
     (claim,) = await claimed(shop)
-    shop.sql("UPDATE fairlane.purchases SET status = %s", status)
+    shop.sql("UPDATE fairlane.purchases SET status = %s, doubt_since = now(), ask_at = now()", status)
 
-    assert await shop.recorder().record([Result(claim, outcome)]) == [True]
+    assert await shop.recorder().record([Result.of(claim, outcome)]) == [True]
     assert (shop.statuses(), shop.stock()) == ([after], stock)
 
 
@@ -63,7 +63,7 @@ async def test_a_purchase_in_review_is_settled_by_nothing_less_than_a_final_outc
     (claim,) = await claimed(shop)
     shop.sql("UPDATE fairlane.purchases SET status = 'needs_review'")
 
-    assert await shop.recorder().record([Result(claim, outcome)]) == [False]
+    assert await shop.recorder().record([Result.of(claim, outcome)]) == [False]
     assert shop.statuses() == ["needs_review"]
 
 
@@ -73,17 +73,17 @@ async def test_a_purchase_in_review_is_settled_by_nothing_less_than_a_final_outc
 )
 async def test_a_final_purchase_never_changes_again(shop: Shop, first: ChargeOutcome, second: ChargeOutcome) -> None:
     (claim,) = await claimed(shop)
-    await shop.recorder().record([Result(claim, first)])
+    await shop.recorder().record([Result.of(claim, first)])
     before, stock = shop.purchases(), shop.stock()
 
-    assert await shop.recorder().record([Result(claim, second)]) == [False]
+    assert await shop.recorder().record([Result.of(claim, second)]) == [False]
     assert (shop.purchases(), shop.stock()) == (before, stock)
 
 
 async def test_the_same_outcome_twice_moves_stock_once(shop: Shop) -> None:
     (claim,) = await claimed(shop)
     for _ in range(2):
-        await shop.recorder().record([Result(claim, Confirmed("ch_1"))])
+        await shop.recorder().record([Result.of(claim, Confirmed("ch_1"))])
 
     assert (shop.statuses(), shop.stock()) == (["confirmed"], (99, 0, 1))
 
@@ -91,7 +91,7 @@ async def test_the_same_outcome_twice_moves_stock_once(shop: Shop) -> None:
 async def test_a_group_is_settled_together_each_by_its_own_outcome(shop: Shop) -> None:
     claims = await claimed(shop, 4)
     outcomes: list[ChargeOutcome] = [Confirmed("ch_1"), Declined("no_money"), NotSent("x"), InDoubt("x")]
-    results = [Result(claim, outcome) for claim, outcome in zip(claims, outcomes, strict=True)]
+    results = [Result.of(claim, outcome) for claim, outcome in zip(claims, outcomes, strict=True)]
     assert await shop.recorder().record(results) == [True] * 4
 
     assert shop.statuses() == ["confirmed", "declined", "reserved", "in_doubt"]
@@ -102,7 +102,7 @@ async def test_a_group_is_settled_together_each_by_its_own_outcome(shop: Shop) -
 
 async def test_an_outcome_that_postgres_refuses_does_not_take_its_neighbours_with_it(shop: Shop) -> None:
     claims = await claimed(shop, 5)
-    results = [Result(claim, Confirmed(f"ch_{n}")) for n, claim in enumerate(claims)]
+    results = [Result.of(claim, Confirmed(f"ch_{n}")) for n, claim in enumerate(claims)]
     results[3] = replace(results[3], outcome=Confirmed("ch_\x00"))
 
     assert await shop.recorder().record(results) == [True, True, True, False, True]
@@ -114,7 +114,7 @@ async def test_the_lock_is_released_after_the_commit_and_only_ones_own(shop: Sho
     ours, theirs = await claimed(shop, 2)
     for claim, owner in ((ours, ours.lock.owner), (theirs, "somebody else")):
         shop.plain_redis.set(claim.lock.key, owner, px=600_000)
-    await shop.recorder().record([Result(claim, Confirmed("ch_1")) for claim in (ours, theirs)])
+    await shop.recorder().record([Result.of(claim, Confirmed("ch_1")) for claim in (ours, theirs)])
 
     assert not shop.plain_redis.exists(ours.lock.key)
     assert shop.plain_redis.get(theirs.lock.key) == "somebody else"
@@ -124,7 +124,7 @@ async def test_while_the_commit_waits_the_lock_is_held(shop: Shop) -> None:
     (claim,) = await claimed(shop)
     shop.plain_redis.set(claim.lock.key, claim.lock.owner, px=600_000)
     with shop.holding("SELECT FROM fairlane.items FOR NO KEY UPDATE"):
-        recording = asyncio.create_task(shop.recorder().record([Result(claim, Confirmed("ch_1"))]))
+        recording = asyncio.create_task(shop.recorder().record([Result.of(claim, Confirmed("ch_1"))]))
         await shop.someone_waits_for_a_lock()
         assert shop.plain_redis.exists(claim.lock.key)
     await recording
@@ -135,7 +135,7 @@ async def test_while_the_commit_waits_the_lock_is_held(shop: Shop) -> None:
 async def test_an_outcome_is_recorded_as_soon_as_postgres_is_back(shop: Shop) -> None:
     (claim,) = await claimed(shop)
     with shop.holding("SELECT FROM fairlane.items FOR NO KEY UPDATE"):
-        recording = asyncio.create_task(shop.recorder().record([Result(claim, Confirmed("ch_1"))]))
+        recording = asyncio.create_task(shop.recorder().record([Result.of(claim, Confirmed("ch_1"))]))
         await shop.someone_waits_for_a_lock()
         shop.sql(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -152,7 +152,7 @@ async def test_without_redis_an_outcome_is_recorded_all_the_same(shop: Shop) -> 
     (claim,) = await claimed(shop)
     recorder = Recorder(shop.engine, shop.redis_that_is_down(), shop.caller, shop.settings)
 
-    assert await recorder.record([Result(claim, Confirmed("ch_1"))]) == [True]
+    assert await recorder.record([Result.of(claim, Confirmed("ch_1"))]) == [True]
     assert shop.statuses() == ["confirmed"]
 
 
@@ -163,7 +163,7 @@ async def test_deciding_and_recording_the_same_item_at_once_keeps_the_books_stra
     await shop.buy(*(shop.order() for _ in range(60)))
     lane = claims[0].record.lane
     outcomes = [Confirmed(f"ch_{n}") if n % 2 else Declined("no_money") for n in range(60)]
-    results = [Result(claim, outcome) for claim, outcome in zip(claims, outcomes, strict=True)]
+    results = [Result.of(claim, outcome) for claim, outcome in zip(claims, outcomes, strict=True)]
 
     def decide() -> None:
         with shop.decider(shop.with_settings(decide_batch=7)) as decider:
@@ -185,7 +185,7 @@ async def test_deciding_and_recording_the_same_item_at_once_keeps_the_books_stra
 
 async def test_the_status_written_last_is_the_newest(shop: Shop) -> None:
     (claim,) = await claimed(shop)
-    await shop.recorder().record([Result(claim, Confirmed("ch_1"))])
+    await shop.recorder().record([Result.of(claim, Confirmed("ch_1"))])
 
     (row,) = shop.purchases()
     assert str(shop.plain_redis.get(keys.purchase(claim.record.id))).startswith(f"{row['rev']}|")
@@ -206,11 +206,11 @@ async def test_the_same_outcome_again_is_success_and_is_told_again(
     # The reply to the first commit was lost, and with it all that follows a commit.
     (claim,) = await claimed(shop)
     recorder = shop.recorder()
-    await recorder.record([Result(claim, outcome)])
+    await recorder.record([Result.of(claim, outcome)])
     before = shop.purchases()
     shop.plain_redis.flushall()
 
-    assert await recorder.record([Result(claim, outcome)]) == [True]
+    assert await recorder.record([Result.of(claim, outcome)]) == [True]
     assert shop.purchases() == before
     assert json.loads(str(shop.plain_redis.get(keys.purchase(claim.record.id))).split("|", 2)[2])["status"] == after
 
@@ -218,7 +218,7 @@ async def test_the_same_outcome_again_is_success_and_is_told_again(
 async def test_a_second_charge_is_no_success_but_an_alert(shop: Shop) -> None:
     (claim,) = await claimed(shop)
     recorder = shop.recorder()
-    await recorder.record([Result(claim, Confirmed("ch_1"))])
+    await recorder.record([Result.of(claim, Confirmed("ch_1"))])
     with structlog.testing.capture_logs() as logs:
-        assert await recorder.record([Result(claim, Confirmed("ch_2"))]) == [False]
+        assert await recorder.record([Result.of(claim, Confirmed("ch_2"))]) == [False]
     assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == ["outcome_did_not_count"]

@@ -58,7 +58,7 @@ VALID: dict[Status, dict[str, Any]] = {
     Status.WAITLISTED: {**WAITING, "status": "waitlisted"},
     Status.RESERVED: HELD,
     Status.CHARGING: CALLED,
-    Status.IN_DOUBT: {**CALLED, "status": "in_doubt"},
+    Status.IN_DOUBT: {**CALLED, "status": "in_doubt", "doubt_since": NOW, "ask_at": NOW},
     Status.NEEDS_REVIEW: {**WAITING, "status": "needs_review"},
     Status.CONFIRMED: {**CALLED, **ENDED, "status": "confirmed", "charge_id": "ch_1"},
     Status.DECLINED: {**CALLED, **ENDED, "status": "declined", "charge_id": "ch_1"},
@@ -103,6 +103,8 @@ def violations() -> list[tuple[str, dict[str, Any], str]]:
             for each in (Status.CHARGING, Status.IN_DOUBT)
         ),
         (VALID[Status.CONFIRMED] | {"charge_id": None}, "charged_when_confirmed"),
+        (VALID[Status.IN_DOUBT] | {"doubt_since": None}, "asked_while_in_doubt"),
+        (VALID[Status.IN_DOUBT] | {"ask_at": None}, "asked_while_in_doubt"),
         *(
             (VALID[each] | {"charge_id": "ch_1"}, "charge_only_when_paid_for")
             for each in sorted(set(Status) - {Status.CONFIRMED, Status.DECLINED})
@@ -126,7 +128,7 @@ def violations() -> list[tuple[str, dict[str, Any], str]]:
     ]
     attempt = [
         (ATTEMPT | {"attempt": 0}, "charge_attempts_attempt_check"),
-        (ATTEMPT | {"outcome": "perhaps", "recorded_at": NOW}, "charge_attempts_outcome_check"),
+        (ATTEMPT | {"outcome": "perhaps", "recorded_at": NOW}, "known_outcome"),
         (ATTEMPT | {"outcome": "confirmed"}, "recorded_with_its_time"),
         (ATTEMPT | {"recorded_at": NOW}, "recorded_with_its_time"),
         (ATTEMPT | {"purchase_id": UUID(int=2)}, "charge_attempts_purchase_id_fkey"),

@@ -77,7 +77,7 @@ async def test_a_waitlist_that_can_be_served_is_called_for(shop: Shop) -> None:
     saved = await shop.item(stock=1)
     await shop.hold(shop.order(), shop.order())
     (claim,) = await shop.claim()
-    await shop.recorder().record([Result(claim, Declined("no_money"))])
+    await shop.recorder().record([Result.of(claim, Declined("no_money"))])
     shop.forget_calls()
 
     assert (await sweep(shop).run_once()).lanes == (saved.lane,)
@@ -88,7 +88,7 @@ async def test_a_waitlist_that_can_never_be_served_is_called_for(shop: Shop) -> 
     saved = await shop.item(stock=1)
     await shop.hold(shop.order(), shop.order())
     (claim,) = await shop.claim()
-    await shop.recorder().record([Result(claim, Confirmed("ch_1"))])
+    await shop.recorder().record([Result.of(claim, Confirmed("ch_1"))])
     shop.forget_calls()
 
     assert (await sweep(shop).run_once()).lanes == (saved.lane,)
@@ -111,7 +111,7 @@ async def test_every_lane_and_item_with_work_is_found_at_once(shop: Shop) -> Non
         lanes.add(saved.lane)
     await shop.hold(*(shop.order(f"sku-{number}") for number in range(40) for _ in range(2)))
     claims = await shop.claim()
-    await shop.recorder().record([Result(claim, Declined("no_money")) for claim in claims])
+    await shop.recorder().record([Result.of(claim, Declined("no_money")) for claim in claims])
     shop.forget_calls()
 
     assert set((await sweep(shop).run_once()).lanes) == lanes

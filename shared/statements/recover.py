@@ -1,0 +1,89 @@
+"""Recovery: what ran out of time, and what the provider must be asked about."""
+
+from __future__ import annotations
+
+from sqlalchemy import text
+
+from shared.purchases import COLUMNS
+
+MARK_IN_DOUBT = text(f"""
+WITH overdue AS (
+    SELECT id FROM fairlane.purchases
+    WHERE status = 'charging' AND call_deadline < now()
+    ORDER BY seq LIMIT :batch
+    FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE fairlane.purchases p
+SET status = 'in_doubt', reason = 'no_outcome', rev = p.rev + 1,
+    doubt_since = now(), ask_at = now()
+FROM overdue WHERE p.id = overdue.id AND p.status = 'charging'
+RETURNING {COLUMNS}
+""")
+"""Promise: in doubt is judged by Postgres alone. A claim whose deadline passed without an outcome; a lock in Redis,
+there or not, changes nothing."""
+
+EXPIRE = text(f"""
+WITH expired AS (
+    SELECT id FROM fairlane.purchases
+    WHERE status = 'reserved' AND expires_at <= now()
+    ORDER BY seq LIMIT :batch
+    FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE fairlane.purchases p
+SET status = 'expired', reason = 'hold_ran_out', rev = p.rev + 1, due_at = NULL, finished_at = clock_timestamp(),
+    payment_token = NULL
+FROM expired WHERE p.id = expired.id AND p.status = 'reserved'
+RETURNING {COLUMNS}
+""")
+"""Holds that ran out, before a charge was claimed or after it was provably not made. Their stock goes back in the same
+transaction (charge.SETTLE_STOCK)."""
+
+CLAIM_QUESTIONS = text(f"""
+WITH due AS (
+    SELECT id, seq FROM fairlane.purchases
+    WHERE status = 'in_doubt' AND ask_at <= now()
+    ORDER BY ask_at, seq LIMIT :batch
+    FOR NO KEY UPDATE SKIP LOCKED
+), claimed AS (
+    UPDATE fairlane.purchases p SET ask_at = clock_timestamp() + make_interval(secs => :lease)
+    FROM due WHERE p.id = due.id AND p.status = 'in_doubt'
+    RETURNING {COLUMNS}, p.attempt, p.fence,
+        extract(epoch FROM clock_timestamp() - p.doubt_since) AS doubted,
+        extract(epoch FROM p.call_deadline - clock_timestamp()) + :settle_window AS settles_in
+)
+SELECT c.*, (SELECT count(*) FROM fairlane.charge_attempts a
+             WHERE a.purchase_id = c.id AND a.outcome = 'not_charged') AS not_charged
+FROM claimed c ORDER BY seq
+""")
+"""The purchases to ask the provider about, leased so that nobody else asks meanwhile. `settles_in` is how many seconds
+remain until "not found" means "never charged"; it is taken before the question is sent, so a question sent with 0 or
+less was sent after the settle window."""
+
+POSTPONE = text("""
+UPDATE fairlane.purchases p SET ask_at = clock_timestamp() + make_interval(secs => q.pause)
+FROM unnest(CAST(:ids AS uuid[]), CAST(:fences AS bigint[]), CAST(:pauses AS float8[])) AS q(id, fence, pause)
+WHERE p.id = q.id AND p.fence = q.fence AND p.status = 'in_doubt'
+""")
+"""No answer yet: when to ask again."""
+
+CLAIM_RECHECKS = text("""
+WITH due AS (
+    SELECT purchase_id, attempt FROM fairlane.charge_attempts
+    WHERE recheck_at <= now() ORDER BY recheck_at LIMIT :batch FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE fairlane.charge_attempts a
+SET rechecks = a.rechecks + 1,
+    recheck_at = CASE a.rechecks WHEN 0 THEN clock_timestamp() + interval '55 minutes'
+                                 WHEN 1 THEN clock_timestamp() + interval '23 hours' END
+FROM due WHERE a.purchase_id = due.purchase_id AND a.attempt = due.attempt
+RETURNING a.purchase_id, a.attempt, a.fence,
+    (SELECT p.charge_id FROM fairlane.purchases p WHERE p.id = a.purchase_id) AS charge_id
+""")
+"""Attempts that the provider said it never charged, to be asked about again 5 minutes, 1 hour and 24 hours later.
+Written before the question: a question that is lost costs one of three, not the others."""
+
+QUESTIONS_DUE = text("""
+SELECT EXISTS (SELECT FROM fairlane.purchases WHERE status = 'in_doubt' AND ask_at <= now())
+    OR EXISTS (SELECT FROM fairlane.charge_attempts WHERE recheck_at <= now())
+""")
+"""Whether the provider is to be asked about anything."""
