@@ -50,7 +50,7 @@ async def test_an_item_is_created_changed_and_shown(api: str, sku: str) -> None:
     shown = await call("GET", f"{api}/v1/items/{sku}", SHOP)
     assert shown.status == 200
     assert shown.json == changed.json
-    assert shown.json == created.json | more | {"available": 7, "opens_at": "2026-01-31T09:00:00Z"}
+    assert shown.json == created.json | more | {"available": 7, "opens_at": "2026-01-31T09:00:00.000000Z"}
 
 
 async def test_the_door_learns_of_a_change_at_once(api: str, sku: str, api_environment: dict[str, str]) -> None:

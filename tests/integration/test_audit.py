@@ -90,6 +90,8 @@ class Books:
             values |= {"attempt": 1, "fence": self.seq}
         if status in ("charging", "in_doubt"):
             values["call_deadline"] = after(20)
+        if status == "in_doubt":
+            values |= {"doubt_since": after(20), "ask_at": after(20)}
         if status == "confirmed":
             values["charge_id"] = "ch_none"
         values |= columns
