@@ -21,6 +21,7 @@ What remains is a provider that executes a call later than that, or finds what i
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -187,7 +188,7 @@ class Reconciler:
             doubted=float(row["doubted"]),
             settles_in=float(row["settles_in"]),
             charged_in_vain=row["not_charged"],
-            lock=Lock(keys.charge_lock(purchase), f"{self._worker}:ask:{row['fence']}"),
+            lock=Lock(keys.charge_lock(purchase), f"{self._worker}:ask:{secrets.token_hex(4)}"),
         )
 
     async def _take_locks(self, questions: Sequence[_Question]) -> list[_Question]:

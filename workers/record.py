@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -46,11 +47,13 @@ class Claim:
     call_deadline: datetime
     worker: str
     payment_token: str = field(repr=False)
+    #: Unlike any other claim's, even if Postgres came back without this one and gives its fence out again.
+    nonce: str = field(default_factory=lambda: secrets.token_hex(4))
 
     @property
     def lock(self) -> Lock:
-        """The narrow lock around its call."""
-        return Lock(keys.charge_lock(self.record.id), f"{self.worker}:{self.fence}")
+        """The narrow lock around its call. Its value shows an operator who is in, and under which fence."""
+        return Lock(keys.charge_lock(self.record.id), f"{self.worker}:{self.fence}:{self.nonce}")
 
     @property
     def request(self) -> ChargeRequest:
@@ -183,6 +186,7 @@ class Recorder:
             await connection.execute(
                 sql.RECORD_ATTEMPTS,
                 {
+                    "ids": ids,
                     "fences": fences,
                     "outcomes": [row.attempt_outcome for row in rows],
                     "reasons": [row.reason for row in rows],

@@ -15,7 +15,7 @@ import asyncio
 import signal
 from collections import Counter
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 from redis.asyncio import Redis
@@ -70,10 +70,11 @@ class Sweep:
 
     async def run_once(self) -> Swept:
         """One round. A call that is already out is not repeated (`called:<queue>`)."""
-        swept = await self._heal()
-        crash_point("sweep.after_commit")
+        swept = await self._look()
         if not swept.ours:
             return swept
+        swept = await self._end_holds(swept)
+        crash_point("sweep.after_commit")
         for record in swept.in_doubt:
             log.warning("purchase_in_doubt", purchase=record.id)
         await self._publish(swept)
@@ -97,14 +98,12 @@ class Sweep:
             except TimeoutError:
                 continue
 
-    async def _heal(self) -> Swept:
+    async def _look(self) -> Swept:
+        """Mark what is overdue, and see who has work."""
         async with transaction(self._engine, self._settings) as connection:
             if not (await connection.execute(sql.TRY_TO_BE_THE_ONE, {"lock": sql.SWEEP_LOCK})).scalar_one():
                 return Swept(ours=False)
             overdue = (await connection.execute(recover.MARK_IN_DOUBT, {"batch": _BATCH})).mappings().all()
-            ended = (await connection.execute(recover.EXPIRE, {"batch": _BATCH})).mappings().all()
-            expired = tuple(PurchaseRecord.from_row(row) for row in ended)
-            moved_doors = await self._return_stock(connection, expired)
             lanes = (await connection.execute(sql.LANES)).mappings().all()
             moving = (await connection.execute(sql.LANES_WITH_MOVING_WAITLISTS)).scalars().all()
             charges_due = (await connection.execute(sql.CHARGES_DUE)).scalar_one()
@@ -117,9 +116,25 @@ class Sweep:
             charges_due=charges_due,
             questions_due=questions_due,
             in_doubt=tuple(PurchaseRecord.from_row(row) for row in overdue),
-            expired=expired,
-            doors=moved_doors,
         )
+
+    async def _end_holds(self, swept: Swept) -> Swept:
+        """End the holds that ran out, and call the lanes where somebody waits for them.
+
+        A transaction of its own, as it waits for items: one that somebody keeps must not stop the rest of the sweep.
+        """
+        try:
+            async with transaction(self._engine, self._settings) as connection:
+                rows = (await connection.execute(recover.EXPIRE, {"batch": _BATCH})).mappings().all()
+                expired = tuple(PurchaseRecord.from_row(row) for row in rows)
+                moved_doors = await self._return_stock(connection, expired)
+                skus = {"skus": [door.sku for door in moved_doors]}
+                moving = (await connection.execute(charge.LANES_WITH_WAITLISTS, skus)).scalars().all()
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("holds_not_ended", error=cause(error))
+            return swept
+        lanes = tuple(sorted({*swept.lanes, *moving}))
+        return replace(swept, lanes=lanes, expired=expired, doors=moved_doors)
 
     async def _return_stock(self, connection: AsyncConnection, expired: tuple[PurchaseRecord, ...]) -> tuple[Door, ...]:
         """Give back what these holds held, in the transaction that ended them."""

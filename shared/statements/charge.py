@@ -70,9 +70,10 @@ UPDATE fairlane.charge_attempts a
 SET outcome = o.outcome, reason = o.reason, charge_id = o.charge_id, recorded_at = clock_timestamp(),
     recheck_at = CASE WHEN o.outcome = 'not_charged' THEN clock_timestamp() + interval '5 minutes' END
 FROM unnest(
-    CAST(:fences AS bigint[]), CAST(:outcomes AS text[]), CAST(:reasons AS text[]), CAST(:charge_ids AS text[])
-) AS o(fence, outcome, reason, charge_id)
-WHERE a.fence = o.fence
+    CAST(:ids AS uuid[]), CAST(:fences AS bigint[]), CAST(:outcomes AS text[]), CAST(:reasons AS text[]),
+    CAST(:charge_ids AS text[])
+) AS o(purchase_id, fence, outcome, reason, charge_id)
+WHERE a.purchase_id = o.purchase_id AND a.fence = o.fence
   AND (a.outcome IS NULL OR a.outcome IN ('in_doubt', 'needs_review')
        OR (a.outcome = 'not_charged' AND o.outcome = 'confirmed'))
 RETURNING a.purchase_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 import structlog.testing
@@ -201,3 +202,24 @@ async def test_what_may_have_been_sent_never_expires(shop: Shop) -> None:
     shop.sql("UPDATE fairlane.purchases SET expires_at = now() - interval '1 day'")
     assert (await shop.sweep().run_once()).expired == ()
     assert shop.statuses() == ["charging"]
+
+
+async def test_an_item_that_somebody_keeps_does_not_stop_the_rest_of_the_sweep(shop: Shop) -> None:
+    await claimed(shop)
+    await shop.item("kept")
+    await shop.hold(shop.order("kept"))
+    shop.sql("UPDATE fairlane.purchases SET expires_at = now() WHERE item = 'kept'")
+    shop.sql(OVERDUE + " WHERE status = 'charging'")
+    with shop.holding("SELECT 1 FROM fairlane.items WHERE sku = 'kept' FOR NO KEY UPDATE"):
+        swept = await shop.sweep().run_once()
+    assert (len(swept.in_doubt), swept.expired) == (1, ())
+    assert len((await shop.sweep().run_once()).expired) == 1
+
+
+async def test_two_claims_never_share_a_lock_even_under_the_same_fence(shop: Shop) -> None:
+    # A Postgres that was restored to before a claim gives its fence out again, while the call may still be under way.
+    claim = await claimed(shop)
+    again = replace(claim, nonce="another")
+    locks = NarrowLock(shop.redis, 30)
+    assert await locks.acquire([claim.lock]) == [True]
+    assert await locks.acquire([again.lock]) == [False]
