@@ -94,11 +94,11 @@ class Crowd:
             )
             for _ in range(_POOLS)
         ]
+        visits = [
+            asyncio.create_task(self._visit(visit, sessions[number % _POOLS], began))
+            for number, visit in enumerate(self.visits)
+        ]
         try:
-            visits = [
-                asyncio.create_task(self._visit(visit, sessions[number % _POOLS], began))
-                for number, visit in enumerate(self.visits)
-            ]
             _, late = await asyncio.wait(visits, timeout=within)
             for task in late:
                 task.cancel()
@@ -107,6 +107,10 @@ class Crowd:
                     raise result
         finally:
             self.seconds = time.monotonic() - began
+            # Also after Ctrl-C: nobody may be left who would go on buying on a closed session.
+            for task in visits:
+                task.cancel()
+            await asyncio.gather(*visits, return_exceptions=True)
             for session in sessions:
                 await session.close()
 

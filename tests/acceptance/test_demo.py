@@ -75,6 +75,7 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path, moment: str, number: int,
         assert wait_for(lambda: not process.alive, DEMO_WITHIN), process.logs()
         assert left_behind(tmp_path) == []
         assert process.kill() == code
+        assert "Traceback" not in process.logs()
     if moment == "Everything stays up":
         for word in ("/docs", "Flower", "password"):
             assert word in process.logs()
