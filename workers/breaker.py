@@ -54,6 +54,11 @@ class Breaker:
         if self.circuit is Circuit.OPEN:
             self.circuit = Circuit.PROBING
 
+    def ended(self) -> None:
+        """A call is over, whatever came of it. A probe that told nothing (it was not sent) leaves the next to probe."""
+        if self.circuit is Circuit.PROBING:
+            self.circuit = Circuit.OPEN
+
     def succeeded(self) -> None:
         """The provider answered with a result, whichever: it works."""
         self._recent.append(True)

@@ -231,4 +231,5 @@ class Charger:
         except Exception as error:
             log.error("charge_failed", purchase=claim.record.id, exc_info=error)
         finally:
+            self._breaker.ended()
             self._give_back(1)

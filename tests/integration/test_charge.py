@@ -6,6 +6,7 @@ Only the payment provider is scripted, as a gateway may be; the last test has a 
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -325,3 +326,14 @@ async def test_a_real_gateway_charges_a_real_provider_once_each(shop: Shop, tmp_
         reference: [charge.id for charge in charges] for reference, charges in found.items()
     }
     await until(lambda: not shop.plain_redis.keys("fairlane:lock:*"))
+
+
+async def test_a_probe_whose_lock_somebody_has_does_not_pause_claims_for_good(shop: Shop) -> None:
+    await shop.item()
+    first, second = await shop.hold(shop.order(), shop.order())
+    charger = shop.charger(ScriptedGateway())
+    charger._breaker.failed(time.monotonic() - 60, alert=True)
+    shop.plain_redis.set(keys.charge_lock(first.id), "somebody")
+    assert (await charger.drain()).not_sent == 1
+    assert (await charger.drain()).confirmed == 1
+    assert shop.status(second) == "confirmed"

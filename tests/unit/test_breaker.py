@@ -68,3 +68,10 @@ def test_calls_that_were_under_way_when_it_opened_do_not_lengthen_the_pause() ->
     for _ in range(20):
         breaker.failed(0.9)
     assert breaker.allows(1, 1.0) == 1
+
+
+def test_a_probe_that_tells_nothing_leaves_the_next_one_to_probe() -> None:
+    breaker = opened()
+    breaker.claimed()
+    breaker.ended()
+    assert breaker.allows(64, 1.0) == 1
