@@ -57,7 +57,10 @@ def make_celery(settings: Settings) -> Celery:
         worker_disable_prefetch=True,
         worker_prefetch_multiplier=1,
         worker_hijack_root_logger=False,
+        worker_consumer="workers.consuming:PromptConsumer",
         broker_connection_retry_on_startup=True,
+        # For ever: a worker that ended after a hundred tries would have to be started by hand.
+        broker_connection_max_retries=None,
         # Without these, a worker cut off from Redis waits for its answer for ever.
         broker_transport_options={
             "socket_timeout": settings.redis_timeout * 5,
@@ -164,14 +167,20 @@ class Caller:
             log.warning("call_not_published", queues=[call.queue for call in unpublished], error=str(error))
             self._take_back(unpublished)
 
-    def call(self, calls: Sequence[Call]) -> None:
-        """Mark and publish in one go, blocking. Failures are only logged: the sweep repeats what was lost."""
+    def call(self, calls: Sequence[Call], *, unheard: Sequence[Call] = ()) -> None:
+        """Mark and publish in one go, blocking. Failures are only logged: the sweep repeats what was lost.
+
+        `unheard` are calls of which nothing came, though a mark may say that they were made: those are made again.
+        """
+        calls = [*calls, *unheard]
         if not calls:
             return
         try:
             with self._redis.pipeline(transaction=False) as pipe:
+                if unheard:
+                    pipe.delete(*(call.called for call in unheard))
                 self.queue_marks(pipe, calls)
-                replies = pipe.execute() if any(call.task_id is None for call in calls) else []
+                replies = pipe.execute()[1 if unheard else 0 :]
         except RedisError as error:
             log.warning("call_not_made", queues=[call.queue for call in calls], error=str(error))
             return

@@ -3,6 +3,8 @@
 - marks in doubt what was claimed and has no outcome by its deadline (Postgres' clock, and nothing else, judges that);
 - ends holds that ran out, and gives their stock back to whoever waits;
 - calls lanes, charges and reconciliation that have work, in case a call was lost;
+- calls a lane again whose first purchase has not moved since the last round, whatever its mark says: whoever heard the
+  call may have died or be frozen;
 - writes the watermarks to Redis again, in case that was flushed.
 
 `python -m workers.sweep` runs it every `FAIRLANE_SWEEP_EVERY` seconds. Any number of these processes may run; an
@@ -38,6 +40,10 @@ from shared.statements import sweep as sql
 
 log = structlog.get_logger()
 
+#: Rounds without a move of its first purchase after which a lane is called in spite of its mark. The second time is for
+#: a call that a frozen worker's open connection swallowed. No more: a lane that is kept locked would collect workers.
+_UNHEARD_AFTER = frozenset({1, 3})
+
 #: Overdue claims and ended holds per round. The next round comes in half a second; more would hold the items' locks.
 _BATCH = 500
 
@@ -51,6 +57,8 @@ class Swept:
 
     ours: bool
     lanes: tuple[int, ...] = ()
+    #: Of these, whoever was called last seems not to have heard it.
+    unheard: tuple[int, ...] = ()
     watermarks: tuple[tuple[int, int], ...] = ()
     charges_due: bool = False
     questions_due: bool = False
@@ -67,9 +75,11 @@ class Sweep:
         self._redis = redis
         self._caller = caller
         self._settings = settings
+        #: By lane, who was first in its queue at the last round, and for how many rounds since.
+        self._heads: dict[int, tuple[int, int]] = {}
 
     async def run_once(self) -> Swept:
-        """One round. A call that is already out is not repeated (`called:<queue>`)."""
+        """One round. A call that is already out (`called:<queue>`) is repeated only for a lane that does not move."""
         swept = await self._look()
         if not swept.ours:
             return swept
@@ -78,23 +88,27 @@ class Sweep:
         for record in swept.in_doubt:
             log.warning("purchase_in_doubt", purchase=record.id)
         await self._publish(swept)
-        calls = [lane_call(lane) for lane in swept.lanes]
+        calls = [lane_call(lane) for lane in swept.lanes if lane not in swept.unheard]
         if swept.charges_due:
             calls.append(CHARGES_CALL)
         if swept.questions_due:
             calls.append(RECONCILE_CALL)
-        await asyncio.to_thread(self._caller.call, calls)
+        unheard = [lane_call(lane) for lane in swept.unheard]
+        await asyncio.to_thread(self._caller.call, calls, unheard=unheard)
         return swept
 
     async def run(self, stop: asyncio.Event) -> None:
         """Sweep until told to stop. A round that fails is logged; the next one begins afresh."""
         while not stop.is_set():
+            pause = self._settings.sweep_every
             try:
-                await self.run_once()
+                if (await self.run_once()).lanes:
+                    # Somebody waits: whether their lane moves is seen by the next round, which then comes sooner.
+                    pause /= 2
             except (SQLAlchemyError, OSError) as error:
                 log.warning("sweep_failed", error=cause(error))
             try:
-                await asyncio.wait_for(stop.wait(), self._settings.sweep_every)
+                await asyncio.wait_for(stop.wait(), pause)
             except TimeoutError:
                 continue
 
@@ -109,14 +123,24 @@ class Sweep:
             charges_due = (await connection.execute(sql.CHARGES_DUE)).scalar_one()
             questions_due = (await connection.execute(recover.QUESTIONS_DUE)).scalar_one()
             crash_point("sweep.before_commit")
+        heads = {row["lane"]: row["head"] for row in lanes if row["head"] is not None}
         return Swept(
             ours=True,
-            lanes=tuple(sorted({row["lane"] for row in lanes if row["queued"]} | set(moving))),
+            lanes=tuple(sorted(heads.keys() | set(moving))),
+            unheard=self._unheard(heads),
             watermarks=tuple((row["lane"], row["decided_through"]) for row in lanes),
             charges_due=charges_due,
             questions_due=questions_due,
             in_doubt=tuple(PurchaseRecord.from_row(row) for row in overdue),
         )
+
+    def _unheard(self, heads: dict[int, int]) -> tuple[int, ...]:
+        """The lanes whose first purchase has been the same for so many rounds that they are to be called again."""
+        self._heads = {
+            lane: (head, self._heads[lane][1] + 1 if self._heads.get(lane, (0, 0))[0] == head else 0)
+            for lane, head in heads.items()
+        }
+        return tuple(lane for lane, (_, rounds) in sorted(self._heads.items()) if rounds in _UNHEARD_AFTER)
 
     async def _end_holds(self, swept: Swept) -> Swept:
         """End the holds that ran out, and call the lanes where somebody waits for them.

@@ -11,11 +11,13 @@ TRY_TO_BE_THE_ONE = text("SELECT pg_try_advisory_xact_lock(:lock)")
 """Promise: one sweep at a time, however many processes; freed with the transaction, so nobody has to be elected."""
 
 LANES = text("""
-SELECT l.lane, l.decided_through,
-       EXISTS (SELECT FROM fairlane.purchases p WHERE p.lane = l.lane AND p.status = 'queued') AS queued
-FROM fairlane.lanes l ORDER BY l.lane
+SELECT l.lane, l.decided_through, head.seq AS head
+FROM fairlane.lanes l LEFT JOIN LATERAL (
+    SELECT p.seq FROM fairlane.purchases p WHERE p.lane = l.lane AND p.status = 'queued' ORDER BY p.seq LIMIT 1
+) head ON true
+ORDER BY l.lane
 """)
-"""Every lane with its watermark, and whether anybody is queued in it."""
+"""Every lane with its watermark, and who is first in its queue (NULL: nobody)."""
 
 LANES_WITH_MOVING_WAITLISTS = text("""
 WITH RECURSIVE heads AS (

@@ -42,6 +42,33 @@ async def test_a_forgotten_lane_is_called_once(shop: Shop) -> None:
     assert called(shop) == {f"lane.{saved.lane:02d}": 1}
 
 
+async def test_a_lane_that_nobody_comes_to_is_called_again_though_its_mark_stands(shop: Shop) -> None:
+    saved = await shop.item()
+    await shop.buy(shop.order())
+    one = sweep(shop)
+    heard = []
+    for _ in range(5):
+        shop.plain_redis.delete(f"lane.{saved.lane:02d}")  # taken by a worker that died or froze with it
+        assert shop.called(f"lane.{saved.lane:02d}")
+        await one.run_once()
+        heard.append(called(shop) == {f"lane.{saved.lane:02d}": 1})
+
+    assert heard == [False, True, False, True, False]
+
+
+async def test_a_lane_that_moves_is_not_called_again_while_its_mark_stands(shop: Shop) -> None:
+    saved = await shop.item()
+    first, _ = await shop.buy_one_by_one(shop.order(), shop.order())
+    one = sweep(shop)
+    await one.run_once()
+    shop.sql("UPDATE fairlane.purchases SET status = 'needs_review' WHERE id = %s", first.id)
+    shop.plain_redis.delete(f"lane.{saved.lane:02d}")
+    await one.run_once()
+
+    assert shop.called(f"lane.{saved.lane:02d}")
+    assert called(shop) == {}
+
+
 async def test_holds_that_are_due_are_called_for(shop: Shop) -> None:
     await shop.item()
     await shop.hold(shop.order())

@@ -1,0 +1,25 @@
+"""How a worker comes back to a broker that was away."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from celery.worker.consumer import Consumer
+from kombu import Connection
+
+#: Seconds between two tries. Celery's own pauses grow by 2 s up to 30 s: a sale would stand still for as long after the
+#: broker is back. A refused connection costs next to nothing, and a hanging one has its own timeout.
+_PAUSE = 1
+
+
+class PromptConsumer(Consumer):
+    """Celery's consumer, with tries to reconnect that stay close to each other."""
+
+    def ensure_connected(self, conn: Connection) -> Connection:
+        """Connect, however long it takes."""
+        # The pauses are arguments of kombu's method, which Celery calls without them.
+        conn.ensure_connection = partial(  # type: ignore[method-assign]
+            conn.ensure_connection, interval_start=_PAUSE, interval_step=0, interval_max=_PAUSE
+        )
+        connected: Connection = super().ensure_connected(conn)
+        return connected
