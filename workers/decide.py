@@ -30,21 +30,24 @@ import structlog
 from psycopg import errors as postgres
 from redis import Redis, RedisError
 from sqlalchemy import Connection, Engine, RowMapping, TextClause
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from shared import doors, keys, statuses
 from shared.calling import CHARGES_CALL, Caller, lane_call
 from shared.crash_points import crash_point
-from shared.database import LIMITS, limits
+from shared.database import LIMITS, cause, limits
 from shared.doors import Door
 from shared.purchases import PurchaseRecord
 from shared.routing import queue_of
 from shared.settings import Settings
 from shared.statements import decide as sql
-from shared.states import Status
+from shared.states import Reason, Status
 from workers.verdicts import Stock, Verdict, Waiting, decide
 
 log = structlog.get_logger()
+
+#: A batch that was refused is tried again at this fraction of its size: three tries single one of 500 out.
+_SMALLER = 23
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,7 @@ class Decider:
         first = True
         while True:
             try:
-                batch = self.run_batch(lane, wait=first)
+                batch = self._settle(lane, wait=first)
             except LaneTakenError as taken:
                 left = first or taken.ours
                 if left:
@@ -126,10 +129,27 @@ class Decider:
                 self._caller.call([lane_call(lane)])
                 return Drained(decided, reserved, left=True, seconds=time.monotonic() - began)
 
-    def run_batch(self, lane: int, *, wait: bool) -> Batch:
+    def _settle(self, lane: int, *, wait: bool) -> Batch:
+        """One batch; when Postgres refuses it, ever smaller ones, until the purchase at fault stands alone and is set
+        aside. Its neighbours keep their turn.
+        """
+        size, alone = self._settings.decide_batch, False
+        while True:
+            try:
+                return self.run_batch(lane, wait=wait, size=size, set_aside=alone)
+            except (IntegrityError, DataError) as error:
+                log.error("batch_refused", lane=lane, purchases=size, error=cause(error))
+                if alone:
+                    raise
+                alone = size == 1
+                size = max(1, size // _SMALLER)
+
+    def run_batch(self, lane: int, *, wait: bool, size: int | None = None, set_aside: bool = False) -> Batch:
         """One batch: lock, read, decide, write, commit. An empty batch means that nothing could be settled.
 
-        Raises LaneTakenError when the lane's lock was not to be had, or that of a row of its purchases and items.
+        `size` is how many purchases to decide (`DECIDE_BATCH`). With `set_aside` none of them is decided: they go to
+        `needs_review`, holding nothing. Raises LaneTakenError when the lane's lock was not to be had, or that of a row
+        of its purchases and items.
         """
         ours = False
         try:
@@ -140,7 +160,7 @@ class Decider:
                 crash_point("decide.after_lock")
                 self._forget_call(lane)
                 crash_point("decide.after_forget")
-                batch = self._decide_batch(connection, lane)
+                batch = self._decide_batch(connection, lane, size or self._settings.decide_batch, set_aside)
                 crash_point("decide.before_commit")
             crash_point("decide.after_commit")
             return batch
@@ -149,8 +169,8 @@ class Decider:
                 raise LaneTakenError(ours=ours) from error
             raise
 
-    def _decide_batch(self, connection: Connection, lane: int) -> Batch:
-        rows = self._read_line(connection, lane)
+    def _decide_batch(self, connection: Connection, lane: int, size: int, set_aside: bool) -> Batch:
+        rows = self._read_line(connection, lane, size)
         if not rows:
             return Batch()
         purchases = [_waiting(row) for row in rows]
@@ -158,7 +178,10 @@ class Decider:
         item_rows = _fetch(connection, sql.LOCK_ITEMS, skus=skus)
         ends = {row["sku"]: row["seq"] for row in _fetch(connection, sql.LAST_WAITLISTED, lane=lane, skus=skus)}
         stocks = {row["sku"]: _stock(row, ends.get(row["sku"])) for row in item_rows}
-        verdicts = decide(purchases, stocks, self._holdings(connection, purchases, stocks))
+        if set_aside:
+            verdicts = [Verdict(purchase, Status.NEEDS_REVIEW, Reason.UNDECIDABLE) for purchase in purchases]
+        else:
+            verdicts = decide(purchases, stocks, self._holdings(connection, purchases, stocks))
         for verdict in verdicts:
             if verdict.error is not None:
                 log.error("purchase_set_aside", purchase=verdict.purchase.id, lane=lane, exc_info=verdict.error)
@@ -179,13 +202,13 @@ class Decider:
         )
         return Batch([PurchaseRecord.from_row(row) for row in written], self._take_stock(connection, verdicts), through)
 
-    def _read_line(self, connection: Connection, lane: int) -> list[RowMapping]:
+    def _read_line(self, connection: Connection, lane: int, batch: int) -> list[RowMapping]:
         """The rows to decide: waitlists that can move now, then the queue; each in order, locked."""
-        batch = self._settings.decide_batch
         moving = [row["item"] for row in _fetch(connection, sql.WAITLISTS_THAT_MOVE, lane=lane)]
         waitlisted = _fetch(connection, sql.READ_WAITLISTED, lane=lane, items=moving, batch=batch) if moving else []
-        queued = _fetch(connection, sql.READ_QUEUED, lane=lane, batch=batch)
-        return [*waitlisted, *queued]
+        if batch == 1 and waitlisted:
+            return waitlisted  # One means one: whatever is wrong is wrong with it.
+        return [*waitlisted, *_fetch(connection, sql.READ_QUEUED, lane=lane, batch=batch)]
 
     def _holdings(
         self, connection: Connection, purchases: Sequence[Waiting], stocks: dict[str, Stock]
