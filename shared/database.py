@@ -1,24 +1,39 @@
-"""Engines for Postgres, sync and async, and the check that a database is ours and laid out as the settings say."""
+"""Engines for Postgres, sync and async, and the check that a database is ours and laid out as the settings say.
+
+Who ends what does not answer? Postgres ends statements that run too long and transactions whose process fell silent
+(`LIMITS`); the kernel ends connections to a machine that is gone (`tcp_user_timeout`). A server that is frozen does
+neither: its kernel still acknowledges. So a connection that is held too long is shut down from this side.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, text
+import psycopg
+import structlog
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from shared.errors import LanesMismatchError, SettingsError
 from shared.settings import Settings
+
+log = structlog.get_logger()
 
 
 def _engine_options(settings: Settings) -> dict[str, Any]:
     return {
         "pool_size": settings.database_pool,
         "max_overflow": 0,
+        # Whoever waits this long for a connection waits behind others that get no answer either.
+        "pool_timeout": settings.connection_timeout,
         # No pre-ping: a broken connection is found by the statement that needs it, and every statement of ours may
         # be repeated as a whole. A ping per checkout would cost a round trip per batch.
         "pool_pre_ping": False,
@@ -42,9 +57,37 @@ def make_engine(settings: Settings) -> Engine:
     return create_engine(settings.database_url, **_engine_options(settings))
 
 
-def make_async_engine(settings: Settings) -> AsyncEngine:
-    """A pooled engine for the processes that run on one event loop: the API, the charges, the sweep."""
-    return create_async_engine(settings.database_url, **_engine_options(settings))
+def make_async_engine(settings: Settings, *, held_for: float | None = None) -> AsyncEngine:
+    """A pooled engine for the processes that run on one event loop: the API, the charges, the sweep.
+
+    A connection that is not given back within `held_for` seconds (`CONNECTION_TIMEOUT`, unless the work is longer by
+    nature) is shut down; whoever waits on it gets an OperationalError. The processes that decide are bounded by the
+    time limit of their task instead.
+    """
+    engine = create_async_engine(settings.database_url, **_engine_options(settings))
+    _bound_checkouts(engine.sync_engine, held_for or settings.connection_timeout)
+    return engine
+
+
+def _bound_checkouts(engine: Engine, seconds: float) -> None:
+    """Hang up on connections that are held for longer. Cancelling the waiter would not do: to end a statement in good
+    order, psycopg waits for the same server again."""
+
+    def hang_up(connection: psycopg.AsyncConnection[Any]) -> None:
+        log.error("postgres_does_not_answer", seconds=seconds)
+        if not connection.closed:
+            with socket.socket(fileno=os.dup(connection.fileno())) as ours:
+                ours.shutdown(socket.SHUT_RDWR)
+
+    @event.listens_for(engine, "checkout")
+    def watch(connection: Any, record: ConnectionPoolEntry, _: object) -> None:
+        loop = asyncio.get_running_loop()
+        record.info["watch"] = loop.call_later(seconds, hang_up, connection.driver_connection)
+
+    @event.listens_for(engine, "checkin")
+    def unwatch(_: object, record: ConnectionPoolEntry) -> None:
+        if watching := record.info.pop("watch", None):
+            watching.cancel()
 
 
 LIMITS = text("""

@@ -149,12 +149,18 @@ class Settings(BaseSettings):
     decide_slice: Seconds = 0.25
     #: A called lane is not called again for this long; also how long a lost call can go unrepeated.
     called_ttl: Seconds = 2
+    #: A worker process that is at one lane for this long waits for a server that does not answer; it is replaced.
+    #: Healthy ones give way after their slice, and what the server can end is ended by the timeouts below.
+    decide_limit: Annotated[int, Field(ge=1, le=3_600)] = 30
     #: How long a decision waits for its lane's lock: longer than any healthy batch, shorter than a person notices.
     lock_timeout: Seconds = 1
     #: Postgres ends a transaction whose process stopped in the middle of it after this long.
     idle_in_transaction_timeout: Seconds = 2
     #: No statement of ours runs for seconds; one that does is stuck.
     statement_timeout: Seconds = 10
+    #: A process that holds a connection for this long is waiting for a server that does not answer (frozen, or behind a
+    #: network that lets nothing through), and hangs up. Longer than a stuck statement, which the server ends itself.
+    connection_timeout: Seconds = 15
 
     # Charging
     #: Calls under way at once per charge process. With a 50 ms payment, 128 slots make about 2,500 charges a second.
@@ -215,6 +221,15 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"{PREFIX}CHARGE_LOCK_TTL: {self.charge_lock_ttl:g} s does not outlast "
                 f"START_WITHIN + CALL_TIMEOUT + CALL_MARGIN = {self.overdue_after:g} s"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_server_gives_up_before_the_client(self) -> Self:
+        if self.statement_timeout >= self.connection_timeout:
+            raise ValueError(
+                f"{PREFIX}CONNECTION_TIMEOUT: {self.connection_timeout:g} s must be more than "
+                f"STATEMENT_TIMEOUT = {self.statement_timeout:g} s"
             )
         return self
 

@@ -20,7 +20,8 @@ def register(app: Celery, settings: Settings, process: WorkerProcess) -> None:
     """Register `purchases.decide`, `purchases.charge` and `purchases.reconcile` on the app."""
     router = Router(settings.lanes)
 
-    @app.task(name=DECIDE)
+    # Celery ends the process and starts another. The charges, in threads, are bounded connection by connection.
+    @app.task(name=DECIDE, time_limit=settings.decide_limit)
     def decide(**named: Any) -> dict[str, Any]:
         """Drain one lane, given as `lane=7` or by one of its items, `sku="sku-1"`.
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, text
 from sqlalchemy.engine import Engine
+from sqlalchemy.exc import OperationalError
 
 from ops.catalogue import Line, import_catalogue
-from shared.database import transaction
+from shared.database import is_passing, transaction
 from shared.items import ItemTerms
 from tests.integration.shopfloor import ScriptedGateway, Shop
 from workers.gateways import Confirmed
@@ -75,3 +79,31 @@ async def test_the_limits_are_those_of_the_settings_and_end_with_the_transaction
     async with engine.connect() as connection:
         shown = await connection.exec_driver_sql("SHOW idle_in_transaction_session_timeout")
         assert shown.scalar_one() == "0"
+
+
+async def test_a_server_that_does_not_answer_is_hung_up_on_and_asked_again_when_it_does(shop: Shop) -> None:
+    settings = shop.with_settings(connection_timeout=0.5, statement_timeout=0.4)
+    engine = shop.another_engine(settings)
+    async with engine.connect() as connection:
+        backend = (await connection.execute(text("SELECT pg_backend_pid()"))).scalar_one()
+    os.kill(backend, signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(60):  # for ever, without the hang-up
+            with pytest.raises(OperationalError) as failure:
+                async with transaction(engine, settings) as connection:
+                    await connection.execute(text("SELECT 1"))
+    finally:
+        os.kill(backend, signal.SIGCONT)
+    assert is_passing(failure.value)
+    async with transaction(engine, settings) as connection:
+        assert (await connection.execute(text("SELECT pg_backend_pid()"))).scalar_one() != backend
+
+
+async def test_a_connection_given_back_in_time_is_kept(shop: Shop) -> None:
+    settings = shop.with_settings(connection_timeout=0.5, statement_timeout=0.4)
+    engine = shop.another_engine(settings)
+    backends = set()
+    for _ in range(4):
+        async with transaction(engine, settings) as connection:
+            backends.add((await connection.execute(text("SELECT pg_backend_pid() FROM pg_sleep(0.2)"))).scalar_one())
+    assert len(backends) == 1
