@@ -101,7 +101,8 @@ class Acceptor:
         self._lookups: Group[tuple[str, str], Known | None] = Group(
             self._look_up_batch, batch=settings.accept_batch, bound=settings.accept_queue
         )
-        self._publishing: set[asyncio.Task[None]] = set()
+        self._untold: list[PurchaseRecord] = []
+        self._telling: asyncio.Task[None] | None = None
 
     async def accept(self, order: Order) -> Acceptance:
         """The order's purchase, committed; or why there is none.
@@ -122,8 +123,8 @@ class Acceptor:
     async def close(self) -> None:
         """Finish what was begun: commits under way, and what follows them."""
         await self._orders.drain()
-        while self._publishing:
-            await asyncio.wait(self._publishing)
+        while self._telling is not None:
+            await asyncio.wait([self._telling])
 
     async def _accept_batch(self, orders: Sequence[Order]) -> list[Acceptance | Exception]:
         try:
@@ -138,7 +139,7 @@ class Acceptor:
                 raise
             half = len(orders) // 2
             return [*await self._accept_half(orders[:half]), *await self._accept_half(orders[half:])]
-        self._publish_later(list(inserted.values()))
+        self._tell_later(list(inserted.values()))
         return [self._acceptance(order, inserted, found) for order in orders]
 
     async def _accept_half(self, orders: Sequence[Order]) -> list[Acceptance | Exception]:
@@ -187,10 +188,26 @@ class Acceptor:
             raise UnavailableError from error
         return [found.get(key) for key in wanted]
 
-    def _publish_later(self, records: Sequence[PurchaseRecord]) -> None:
-        publishing = asyncio.create_task(self._publish(records))
-        self._publishing.add(publishing)
-        publishing.add_done_callback(self._publishing.discard)
+    def _tell_later(self, records: Sequence[PurchaseRecord]) -> None:
+        """Write their statuses and call their lanes in the background: what comes while that goes on is told together.
+
+        While Redis or the broker hangs, no more are kept than may wait for a commit.
+        """
+        room = self._settings.accept_queue - len(self._untold)
+        if room < len(records):
+            log.warning("accepted_not_published", purchases=len(records) - room, error="too many wait to be told")
+        self._untold += records[: max(room, 0)]
+        if self._telling is None and self._untold:
+            self._telling = asyncio.create_task(self._tell())
+
+    async def _tell(self) -> None:
+        most = self._settings.accept_batch
+        try:
+            while self._untold:
+                records, self._untold = self._untold[:most], self._untold[most:]
+                await self._publish(records)
+        finally:
+            self._telling = None
 
     async def _publish(self, records: Sequence[PurchaseRecord]) -> None:
         calls = self._caller.calls_for((record.lane, record.id) for record in records)

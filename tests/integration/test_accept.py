@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
+import structlog.testing
 from sqlalchemy.exc import DBAPIError
 
 from producers.accept import Acceptance, Accepted, Acceptor, KeyReused, Order, UnknownItem
@@ -312,6 +313,23 @@ async def test_a_replay_writes_no_status_of_the_past_and_calls_nobody(shop: Shop
 
     assert shop.plain_redis.keys("*") == []
     assert not shop.called(f"lane.{saved.lane:02d}")
+
+
+async def test_while_redis_hangs_no_more_is_kept_to_be_told_than_may_wait_for_a_commit(shop: Shop) -> None:
+    await shop.item()
+    settings = shop.with_settings(accept_queue=3, redis_timeout=1.5)
+    acceptor = Acceptor(shop.engine, shop.redis, shop.caller, settings)
+    shop.plain_redis.client_pause(1300)
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(6):
+            assert isinstance(await acceptor.accept(shop.order()), Accepted)
+        await acceptor.close()
+
+    left_out = [entry["purchases"] for entry in logs if entry["event"] == "accepted_not_published"]
+    assert left_out  # and Postgres has them all: the sweep calls, readers ask there
+    assert len(shop.purchases()) == 6
+    told = sum(1 for _ in shop.plain_redis.scan_iter("fairlane:purchase:*"))
+    assert told == 6 - sum(left_out)
 
 
 async def test_redis_that_is_gone_after_the_commit_changes_nothing_of_the_answer(shop: Shop) -> None:
