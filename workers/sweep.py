@@ -3,8 +3,8 @@
 - marks in doubt what was claimed and has no outcome by its deadline (Postgres' clock, and nothing else, judges that);
 - ends holds that ran out, and gives their stock back to whoever waits;
 - calls lanes, charges and reconciliation that have work, in case a call was lost;
-- calls a lane again whose first purchase has not moved since the last round, whatever its mark says: whoever heard the
-  call may have died or be frozen;
+- calls a lane, or the charges, again when whoever is first there has not moved since the last round, whatever the mark
+  says: whoever heard the call may have died or be frozen;
 - writes the watermarks to Redis again, in case that was flushed.
 
 `python -m workers.sweep` runs it every `FAIRLANE_SWEEP_EVERY` seconds. Any number of these processes may run; an
@@ -34,14 +34,16 @@ from shared.errors import SettingsError
 from shared.logs import configure_logging
 from shared.purchases import PurchaseRecord
 from shared.redis_clients import make_async_redis
+from shared.routing import CHARGES_QUEUE, queue_of
 from shared.settings import Settings, settings_or_exit
 from shared.statements import charge, recover
 from shared.statements import sweep as sql
 
 log = structlog.get_logger()
 
-#: Rounds without a move of its first purchase after which a lane is called in spite of its mark. The second time is for
-#: a call that a frozen worker's open connection swallowed. No more: a lane that is kept locked would collect workers.
+#: Rounds without a move of its first purchase after which a queue is called in spite of its mark. The second time is
+#: for a call that a frozen worker's open connection swallowed. No more: a lane that is kept locked would collect
+#: workers.
 _UNHEARD_AFTER = frozenset({1, 3})
 
 #: Overdue claims and ended holds per round. The next round comes in half a second; more would hold the items' locks.
@@ -57,8 +59,8 @@ class Swept:
 
     ours: bool
     lanes: tuple[int, ...] = ()
-    #: Of these, whoever was called last seems not to have heard it.
-    unheard: tuple[int, ...] = ()
+    #: Queues of which whoever was called last seems not to have heard it.
+    unheard: tuple[str, ...] = ()
     watermarks: tuple[tuple[int, int], ...] = ()
     charges_due: bool = False
     questions_due: bool = False
@@ -75,8 +77,8 @@ class Sweep:
         self._redis = redis
         self._caller = caller
         self._settings = settings
-        #: By lane, who was first in its queue at the last round, and for how many rounds since.
-        self._heads: dict[int, tuple[int, int]] = {}
+        #: By queue, who was first in it at the last round, and for how many rounds since.
+        self._heads: dict[str, tuple[int, int]] = {}
 
     async def run_once(self) -> Swept:
         """One round. A call that is already out (`called:<queue>`) is repeated only for a lane that does not move."""
@@ -88,12 +90,13 @@ class Sweep:
         for record in swept.in_doubt:
             log.warning("purchase_in_doubt", purchase=record.id)
         await self._publish(swept)
-        calls = [lane_call(lane) for lane in swept.lanes if lane not in swept.unheard]
+        calls = [lane_call(lane) for lane in swept.lanes]
         if swept.charges_due:
             calls.append(CHARGES_CALL)
+        unheard = [call for call in calls if call.queue in swept.unheard]
+        calls = [call for call in calls if call.queue not in swept.unheard]
         if swept.questions_due:
             calls.append(RECONCILE_CALL)
-        unheard = [lane_call(lane) for lane in swept.unheard]
         await asyncio.to_thread(self._caller.call, calls, unheard=unheard)
         return swept
 
@@ -102,8 +105,9 @@ class Sweep:
         while not stop.is_set():
             pause = self._settings.sweep_every
             try:
-                if (await self.run_once()).lanes:
-                    # Somebody waits: whether their lane moves is seen by the next round, which then comes sooner.
+                swept = await self.run_once()
+                if swept.lanes or swept.charges_due:
+                    # Somebody waits: whether they move is seen by the next round, which then comes sooner.
                     pause /= 2
             except (SQLAlchemyError, OSError) as error:
                 log.warning("sweep_failed", error=cause(error))
@@ -120,27 +124,28 @@ class Sweep:
             overdue = (await connection.execute(recover.MARK_IN_DOUBT, {"batch": _BATCH})).mappings().all()
             lanes = (await connection.execute(sql.LANES)).mappings().all()
             moving = (await connection.execute(sql.LANES_WITH_MOVING_WAITLISTS)).scalars().all()
-            charges_due = (await connection.execute(sql.CHARGES_DUE)).scalar_one()
+            first_due = (await connection.execute(sql.FIRST_DUE)).scalar_one_or_none()
             questions_due = (await connection.execute(recover.QUESTIONS_DUE)).scalar_one()
             crash_point("sweep.before_commit")
         heads = {row["lane"]: row["head"] for row in lanes if row["head"] is not None}
+        due = {} if first_due is None else {CHARGES_QUEUE: first_due}
         return Swept(
             ours=True,
             lanes=tuple(sorted(heads.keys() | set(moving))),
-            unheard=self._unheard(heads),
+            unheard=self._unheard({queue_of(lane): head for lane, head in heads.items()} | due),
             watermarks=tuple((row["lane"], row["decided_through"]) for row in lanes),
-            charges_due=charges_due,
+            charges_due=bool(due),
             questions_due=questions_due,
             in_doubt=tuple(PurchaseRecord.from_row(row) for row in overdue),
         )
 
-    def _unheard(self, heads: dict[int, int]) -> tuple[int, ...]:
-        """The lanes whose first purchase has been the same for so many rounds that they are to be called again."""
+    def _unheard(self, heads: dict[str, int]) -> tuple[str, ...]:
+        """The queues that have had the same purchase first for so many rounds that they are to be called again."""
         self._heads = {
-            lane: (head, self._heads[lane][1] + 1 if self._heads.get(lane, (0, 0))[0] == head else 0)
-            for lane, head in heads.items()
+            queue: (head, self._heads[queue][1] + 1 if self._heads.get(queue, (0, 0))[0] == head else 0)
+            for queue, head in heads.items()
         }
-        return tuple(lane for lane, (_, rounds) in sorted(self._heads.items()) if rounds in _UNHEARD_AFTER)
+        return tuple(queue for queue, (_, rounds) in self._heads.items() if rounds in _UNHEARD_AFTER)
 
     async def _end_holds(self, swept: Swept) -> Swept:
         """End the holds that ran out, and call the lanes where somebody waits for them.

@@ -34,9 +34,9 @@ WHERE h.quantity <= i.available OR h.quantity > i.available + i.unpaid OR NOT i.
 """)
 """The lanes where a waitlist can be settled now, as in `decide.WAITLISTS_THAT_MOVE`, for all lanes at once."""
 
-CHARGES_DUE = text("""
-SELECT EXISTS (
-    SELECT FROM fairlane.purchases WHERE status = 'reserved' AND due_at <= now() AND expires_at > now()
-)
+FIRST_DUE = text("""
+SELECT seq FROM fairlane.purchases
+WHERE status = 'reserved' AND due_at <= now() AND expires_at > now()
+ORDER BY due_at, seq LIMIT 1
 """)
-"""Whether any hold is due to be charged."""
+"""Which hold is the first to be charged now; no row: none is due."""

@@ -64,7 +64,7 @@ QUESTIONS: dict[str, tuple[TextClause, Mapping[str, Any], str | tuple[str, ...]]
     "purchases by key": (accept.BY_KEY, {"clients": ["shop"] * 200, "keys": KEYS}, "one_key_one_purchase"),
     "the lanes that were forgotten": (sweep.LANES, {}, "purchases_queued"),
     "all waitlists that move": (sweep.LANES_WITH_MOVING_WAITLISTS, {}, "purchases_waitlisted"),
-    "whether charges are due": (sweep.CHARGES_DUE, {}, RESERVED),
+    "whether charges are due": (sweep.FIRST_DUE, {}, RESERVED),
     "claims without an outcome": (recover.MARK_IN_DOUBT, {"batch": 500}, "purchases_overdue"),
     "holds that ran out": (recover.EXPIRE, {"batch": 500}, "purchases_expiring"),
     "questions to the provider": (

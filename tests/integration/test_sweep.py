@@ -78,6 +78,20 @@ async def test_holds_that_are_due_are_called_for(shop: Shop) -> None:
     assert called(shop) == {"charges": 1}
 
 
+async def test_the_charges_are_called_again_when_nobody_came_though_their_mark_stands(shop: Shop) -> None:
+    await shop.item()
+    await shop.hold(shop.order())
+    one = sweep(shop)
+    heard = []
+    for _ in range(3):
+        shop.plain_redis.delete("charges")  # taken by a worker that died or froze with it
+        assert shop.called("charges")
+        await one.run_once()
+        heard.append(len(shop.messages("charges")) == 1)
+
+    assert heard == [False, True, False]
+
+
 async def test_holds_that_are_not_due_yet_or_ran_out_are_not_called_for(shop: Shop) -> None:
     await shop.item()
     later, over = await shop.hold(shop.order(), shop.order())

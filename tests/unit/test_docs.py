@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import re
-from functools import cache
 from pathlib import Path
 
 import pytest
 
-from shared.crash_points import POINTS
-
-ROOT = Path(__file__).parents[2]
+from tests.named_tests import ROOT, TEST, missing_tests
 
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
-
-#: `tests/….py::[Class::]test_…`, and in brackets the one case of a parametrized test that is meant.
-TEST = re.compile(r"(?P<file>tests/[\w/.-]+)::(?P<name>[\w:]+)(?:\[(?P<case>[^\]]+)\])?")
 
 #: Inline links `[text](target)` and reference definitions `[name]: target`.
 LINK = re.compile(r"\]\(([^)\s]+)[^)]*\)|^\[[^\]]+\]:\s+(\S+)", re.MULTILINE)
@@ -25,36 +18,9 @@ LINK = re.compile(r"\]\(([^)\s]+)[^)]*\)|^\[[^\]]+\]:\s+(\S+)", re.MULTILINE)
 CLAIM = re.compile(r"^\| (\d+) \|(.+)\|$", re.MULTILINE)
 CLAIMS = range(1, 39)
 
-#: Tests whose cases are named by crash points.
-BY_CRASH_POINT = {"test_whoever_dies_there_loses_nothing"}
-
 
 def name_of(document: Path) -> str:
     return document.relative_to(ROOT).as_posix()
-
-
-@cache
-def defined_in(file: Path) -> frozenset[str]:
-    """Every test function of a file, those of a class as `Class::test_…`."""
-    found = set()
-    for node in ast.parse(file.read_text()).body:
-        inner, prefix = (node.body, f"{node.name}::") if isinstance(node, ast.ClassDef) else ([node], "")
-        functions = [each for each in inner if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)]
-        found |= {prefix + function.name for function in functions if function.name.startswith("test_")}
-    return frozenset(found)
-
-
-def missing_tests(text: str) -> list[str]:
-    """The tests a text names that do not exist."""
-    missing = []
-    for named in TEST.finditer(text):
-        file, name, case = ROOT / named["file"], named["name"], named["case"]
-        there = file.is_file() and name in defined_in(file)
-        if case is not None:
-            there = there and name in BY_CRASH_POINT and case in POINTS
-        if not there:
-            missing.append(named[0])
-    return missing
 
 
 def broken_links(text: str, folder: Path) -> list[str]:
