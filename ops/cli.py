@@ -30,6 +30,12 @@ app = typer.Typer(
 )
 items_app = typer.Typer(help="Items.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(items_app, name="items")
+review_app = typer.Typer(
+    help="Purchases that only an operator can settle.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(review_app, name="review")
+
+PurchaseId = Annotated[str, typer.Argument(metavar="PURCHASE", help="Its id, as the API shows it.")]
 
 
 def main() -> None:
@@ -128,6 +134,75 @@ def import_items(file: Annotated[Path, typer.Argument(metavar="FILE.csv", help="
         imported = asyncio.run(import_catalogue(catalogue.lines, settings))
         _fail_for_bad_lines(file, imported.bad)
         typer.echo(f"fairlane: {imported.created} items created, {imported.changed} changed")
+
+
+@review_app.command("list")
+def list_reviews() -> None:
+    """Show every purchase in needs_review, oldest first, with what the provider has of it."""
+    with _errors_in_one_line():
+        import asyncio
+
+        from ops.review import open_review
+        from shared.settings import load_settings
+
+        async def show() -> None:
+            async with open_review(load_settings("payment_url")) as review:
+                waiting = await review.waiting()
+            for each in waiting:
+                record = each.record
+                has = "no answer" if each.charges is None else ", ".join(f"{c.id} {c.status}" for c in each.charges)
+                typer.echo(
+                    f"{record.id}  {record.quantity} x {record.item}  {record.amount} {record.currency}"
+                    f"  {record.customer}  {record.reason}  at the provider: {has or 'nothing'}"
+                )
+            typer.echo(f"fairlane: {len(waiting)} in review")
+
+        asyncio.run(show())
+
+
+@review_app.command("confirm")
+def confirm_review(
+    purchase: PurchaseId, charge: Annotated[str, typer.Argument(help="The provider's id of the charge that paid it.")]
+) -> None:
+    """Say that this charge paid for it. The provider must have the charge as succeeded."""
+    with _errors_in_one_line():
+        import asyncio
+
+        from ops.review import open_review
+        from shared.settings import load_settings
+
+        async def confirm() -> None:
+            async with open_review(load_settings("payment_url")) as review:
+                await review.confirm(_purchase_id(purchase), charge)
+
+        asyncio.run(confirm())
+        typer.echo(f"fairlane: {purchase} is confirmed")
+
+
+@review_app.command("decline")
+def decline_review(purchase: PurchaseId) -> None:
+    """Say that nothing paid for it; its stock returns. The provider must have no succeeded charge of it."""
+    with _errors_in_one_line():
+        import asyncio
+
+        from ops.review import open_review
+        from shared.settings import load_settings
+
+        async def decline() -> None:
+            async with open_review(load_settings("payment_url")) as review:
+                await review.decline(_purchase_id(purchase))
+
+        asyncio.run(decline())
+        typer.echo(f"fairlane: {purchase} is declined")
+
+
+def _purchase_id(text: str) -> str:
+    from uuid import UUID
+
+    try:
+        return UUID(text).hex
+    except ValueError:
+        _fail(f"{text} is not the id of a purchase", 2)
 
 
 def _fail_for_bad_lines(file: Path, bad: Sequence[BadLine]) -> None:

@@ -73,7 +73,7 @@ def skus(database: psycopg.Connection[Any]) -> dict[str, int]:
 def test_help_names_every_command() -> None:
     shown = fairlane_process("--help")
     assert shown.returncode == 0
-    for command in ("migrate", "up", "dev", "demo", "audit", "items"):
+    for command in ("migrate", "up", "dev", "demo", "audit", "items", "review"):
         assert f"\n  {command} " in shown.stdout
 
 
@@ -88,6 +88,7 @@ def test_wrong_usage_is_exit_2(arguments: tuple[str, ...]) -> None:
         (("migrate",), "FAIRLANE_DATABASE_URL"),
         (("migrate",), "FAIRLANE_REDIS_URL"),
         (("audit",), "FAIRLANE_PAYMENT_URL"),
+        (("review", "list"), "FAIRLANE_PAYMENT_URL"),
         (("items", "import", "x.csv"), "FAIRLANE_DATABASE_URL"),
         (("up",), "FAIRLANE_API_KEYS"),
         (("up",), "FAIRLANE_PAYMENT_URL"),
@@ -306,3 +307,45 @@ def test_a_second_dev_in_one_directory_is_refused(tmp_path: Path, monkeypatch: p
         ended = fairlane("dev")
     assert ended.exit_code == 2
     assert is_one_line(ended.stderr, "another `fairlane dev`", "4711"), ended.stderr
+
+
+class TestReview:
+    @pytest.fixture
+    def aside(self, environment: dict[str, str], database: psycopg.Connection[Any]) -> str:
+        """A purchase that was set aside before its decision."""
+        database.execute(
+            "INSERT INTO fairlane.items (sku, lane, name, price, currency, stock, available, hold_seconds)"
+            " VALUES ('cup', 0, 'Cup', 100, 'EUR', 1, 1, 900)"
+        )
+        (purchase,) = database.execute(
+            "INSERT INTO fairlane.purchases (id, seq, client_id, idempotency_key, fingerprint, item, lane, quantity,"
+            " customer, payment_token, amount, currency, status, reason)"
+            " VALUES (gen_random_uuid(), nextval('fairlane.purchase_seq'), 'shop', 'k', '', 'cup', 0, 1, 'c-1', 'tok',"
+            " 100, 'EUR', 'needs_review', 'undecidable') RETURNING replace(id::text, '-', '')"
+        ).fetchone() or ("",)
+        return str(purchase)
+
+    def test_it_is_listed_and_declined(
+        self, environment: dict[str, str], provider: ProviderProcess, aside: str
+    ) -> None:
+        env = environment | {"FAIRLANE_PAYMENT_URL": provider.url}
+        listed = fairlane("review", "list", env=env)
+        assert listed.exit_code == 0
+        assert aside in listed.stdout
+        assert "at the provider: nothing" in listed.stdout
+        declined = fairlane("review", "decline", aside, env=env)
+        assert (declined.exit_code, declined.stdout) == (0, f"fairlane: {aside} is declined\n")
+        assert fairlane("review", "list", env=env).stdout == "fairlane: 0 in review\n"
+        assert fairlane("audit", env=env).exit_code == 0
+
+    def test_what_the_provider_does_not_know_is_not_confirmed(
+        self, environment: dict[str, str], provider: ProviderProcess, aside: str
+    ) -> None:
+        refused = fairlane("review", "confirm", aside, "ch_1", env=environment | {"FAIRLANE_PAYMENT_URL": provider.url})
+        assert refused.exit_code == 2
+        assert is_one_line(refused.stderr, aside, "no succeeded charge")
+
+    def test_what_is_no_id_is_named(self, environment: dict[str, str], provider: ProviderProcess) -> None:
+        refused = fairlane("review", "decline", "x'1", env=environment | {"FAIRLANE_PAYMENT_URL": provider.url})
+        assert refused.exit_code == 2
+        assert is_one_line(refused.stderr, "x'1 is not the id of a purchase")

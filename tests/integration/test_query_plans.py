@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import TextClause, text
 
-from shared.statements import accept, charge, decide, recover, sweep
+from shared.statements import accept, charge, decide, recover, review, sweep
 from tests.integration.shopfloor import Shop
 
 #: Forty items over 16 lanes; 40,000 purchases, of which one in twenty is still open, as late in a sale.
@@ -67,6 +67,7 @@ QUESTIONS: dict[str, tuple[TextClause, Mapping[str, Any], str | tuple[str, ...]]
     "whether charges are due": (sweep.FIRST_DUE, {}, RESERVED),
     "claims without an outcome": (recover.MARK_IN_DOUBT, {"batch": 500}, "purchases_overdue"),
     "holds that ran out": (recover.EXPIRE, {"batch": 500}, "purchases_expiring"),
+    "what only an operator can settle": (review.IN_REVIEW, {"id": None}, "purchases_in_review"),
     "questions to the provider": (
         recover.CLAIM_QUESTIONS,
         {"batch": 50, "lease": 15.0, "settle_window": 60.0},

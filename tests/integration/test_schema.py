@@ -69,6 +69,9 @@ VALID: dict[Status, dict[str, Any]] = {
 }
 ATTEMPT = {"purchase_id": ID, "attempt": 1, "fence": 7, "worker": "w", "claimed_at": NOW, "call_deadline": NOW}
 
+#: Nobody comes here without a claim. An operator may decline what was set aside before its decision.
+CLAIMED = (Status.CHARGING, Status.IN_DOUBT, Status.CONFIRMED)
+
 
 def insert(shop: Shop, table: str, row: dict[str, Any]) -> None:
     columns = ", ".join(row)
@@ -96,8 +99,8 @@ def violations() -> list[tuple[str, dict[str, Any], str]]:
             for each in Status
             if VALID[each].get("decided_at")
         ),
-        *((VALID[each] | {"fence": None}, "claimed_with_a_fence") for each in Status if VALID[each].get("fence")),
-        *((VALID[each] | {"attempt": 0}, "claimed_with_a_fence") for each in Status if VALID[each].get("fence")),
+        *((VALID[each] | {"fence": None}, "claimed_with_a_fence") for each in CLAIMED),
+        *((VALID[each] | {"attempt": 0}, "claimed_with_a_fence") for each in CLAIMED),
         *(
             (VALID[each] | {"call_deadline": None}, "called_with_a_deadline")
             for each in (Status.CHARGING, Status.IN_DOUBT)
