@@ -57,7 +57,11 @@ def make_celery(settings: Settings) -> Celery:
         worker_disable_prefetch=True,
         worker_prefetch_multiplier=1,
         worker_hijack_root_logger=False,
+        # What the worker of the Procfile's `lanes` and every consumer are made of; see there for what is mended.
+        worker_pool="workers.pooling:SturdyTaskPool",
         worker_consumer="workers.consuming:PromptConsumer",
+        # A broker that is out of memory refuses commands; that ends a worker unless it counts as a lost connection.
+        broker_channel_error_retry=True,
         broker_connection_retry_on_startup=True,
         # For ever: a worker that ended after a hundred tries would have to be started by hand.
         broker_connection_max_retries=None,

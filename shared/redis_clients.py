@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import redis
 import redis.asyncio
@@ -43,12 +43,33 @@ def make_redis(settings: Settings) -> redis.Redis:
     )
 
 
+class _SayingConnectionError(redis.asyncio.connection.AbstractConnection):
+    """uvloop has words of its own for a connection that is closed while it is written to."""
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        try:
+            await super().send_packed_command(command, check_health)
+        except RuntimeError as error:
+            raise redis.ConnectionError(str(error)) from error
+
+
+class _Connection(_SayingConnectionError, redis.asyncio.Connection):
+    pass
+
+
+class _TlsConnection(_SayingConnectionError, redis.asyncio.SSLConnection):
+    pass
+
+
 def make_async_redis(settings: Settings) -> redis.asyncio.Redis:
     """The same client for the processes that run on one event loop."""
-    return redis.asyncio.Redis.from_url(
+    client = redis.asyncio.Redis.from_url(
         settings.redis_url,
         decode_responses=True,
         socket_timeout=settings.redis_timeout,
         socket_connect_timeout=settings.redis_timeout,
         retry=AsyncRetry(NoBackoff(), 0),
     )
+    # Not an argument: for rediss:// from_url would put its own in its place.
+    client.connection_pool.connection_class = _TlsConnection if settings.redis_url.startswith("rediss") else _Connection
+    return client

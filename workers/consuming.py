@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 
 from celery.worker.consumer import Consumer
@@ -23,3 +24,10 @@ class PromptConsumer(Consumer):
         )
         connected: Connection = super().ensure_connected(conn)
         return connected
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Put the lost connection away."""
+        # kombu means to give an unacknowledged message back on the connection that it has just emptied, and fails. The
+        # message is a claim check: the sweep repeats it. Celery has let go of the connection by then.
+        with suppress(AttributeError):
+            super().on_connection_error_after_connected(exc)

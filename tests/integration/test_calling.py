@@ -148,8 +148,3 @@ async def test_no_message_holds_anything_of_a_purchase(shop: Shop, delivery: Del
     assert '"lane"' in text  # the decoded body is part of what is searched
     for secret in ("sku-sold-here", "4711", order.fingerprint().hex()):
         assert secret not in text
-
-
-def test_a_worker_tries_for_ever_to_come_back_to_its_broker(shop: Shop) -> None:
-    assert shop.celery.conf.broker_connection_max_retries is None
-    assert shop.celery.conf.worker_consumer == "workers.consuming:PromptConsumer"

@@ -1,0 +1,38 @@
+"""Celery's parts that we mended, at the place where they broke. Whole workers meet these faults in `tests/chaos`."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery.worker.consumer import Consumer
+
+from shared.calling import make_celery
+from shared.settings import Settings
+from workers.consuming import PromptConsumer
+from workers.pooling import SturdyPool
+
+
+def test_a_process_whose_end_was_noticed_is_not_watched_again() -> None:
+    ended = SimpleNamespace(_sentinel_poll=None)
+    hub = SimpleNamespace(add_reader=lambda *_: pytest.fail("watches what is gone"))
+    SturdyPool._track_child_process(SturdyPool.__new__(SturdyPool), ended, hub)
+
+
+def test_a_lost_connection_is_put_away_whatever_kombu_makes_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def emptied(*_: Any) -> None:
+        raise AttributeError("'NoneType' object has no attribute 'hostname'")
+
+    monkeypatch.setattr(Consumer, "on_connection_error_after_connected", emptied)
+    PromptConsumer.on_connection_error_after_connected(PromptConsumer.__new__(PromptConsumer), OSError())
+
+
+def test_the_workers_are_made_of_them() -> None:
+    settings = Settings(database_url="postgresql://u@h/d", redis_url="redis://127.0.0.1:9/0")
+    app = make_celery(settings)
+    assert app.conf.worker_pool == "workers.pooling:SturdyTaskPool"
+    assert app.conf.worker_consumer == "workers.consuming:PromptConsumer"
+    assert app.conf.broker_channel_error_retry
+    assert app.conf.broker_connection_max_retries is None  # a hundred is the default, then the worker ends
+    app.close()
