@@ -31,7 +31,7 @@ class Delivery(StrEnum):
 class NotChargedPolicy(StrEnum):
     """What becomes of a purchase whose call never reached the provider."""
 
-    RETRY = "retry"  #: one more attempt, then declined
+    RETRY = "retry"  #: another attempt, up to `NEVER_CHARGED_LIMIT` of them, then declined
     DECLINE = "decline"  #: declined at once
 
 
@@ -181,8 +181,12 @@ class Settings(BaseSettings):
     settle_window: Seconds = 60
     #: How long a silent provider is asked about a purchase before an operator must look.
     doubt_patience: Seconds = 3_600
-    #: What becomes of a purchase that was never charged: one more attempt, or declined at once.
+    #: What becomes of a purchase that was never charged: another attempt, or declined at once.
     not_charged: NotChargedPolicy = NotChargedPolicy.RETRY
+    #: After so many attempts that the provider knows nothing of it is declined. With 2, a worker that dies after its
+    #: claim and another fault soon after cost winners their purchase (seen under random faults); each further attempt
+    #: takes more than a minute and adds the small risk that a provider executes an older one later still.
+    never_charged_limit: Annotated[int, Field(ge=1, le=100)] = 5
 
     #: How long stock is held for a purchase that is not paid, unless the item says otherwise: a quarter of an hour
     #: outlasts a provider's outage of minutes and does not hold a sale up for long.

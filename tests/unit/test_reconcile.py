@@ -44,9 +44,9 @@ def test_it_is_asked_again_when_the_settle_window_ends() -> None:
     assert answer == Postponed(7)
 
 
-def test_one_more_attempt_and_then_declined() -> None:
-    assert judged([], charged_in_vain=0) == NotCharged(again=True)
-    assert judged([], charged_in_vain=1) == NotCharged(again=False)
+def test_another_attempt_until_the_limit_and_then_declined() -> None:
+    again = [judged([], charged_in_vain=before) for before in range(SETTINGS.never_charged_limit)]
+    assert again == [NotCharged(again=True)] * 4 + [NotCharged(again=False)]
 
 
 def test_a_shop_may_decline_at_once() -> None:
