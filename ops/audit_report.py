@@ -36,9 +36,16 @@ def print_report(report: AuditReport, console: Console | None = None) -> None:
         ("charged twice", str(len(report.provider.charged_twice))),
         ("paid but unconfirmed", str(len(report.provider.paid_but_unconfirmed))),
         ("open: call under way or in doubt", str(len(report.provider.open))),
+        ("stuck", str(sum(finding.check == "stuck" for finding in report.findings))),
+        ("winners lost to a fault", str(len(report.winners_lost))),
     ):
         table.add_row(name, value)
     console.print(table)
+    if report.winners_lost:
+        console.print("Winners lost to a fault: had stock, and were neither charged nor refused by the provider.")
+        for purchase in report.winners_lost[:_SHOWN]:
+            console.print(f"  {purchase}")
+        _print_rest(console, len(report.winners_lost))
     if report.ok:
         console.print("Stock, purchases and the provider's books agree.")
         return
@@ -48,5 +55,9 @@ def print_report(report: AuditReport, console: Console | None = None) -> None:
     for finding in report.findings[:_SHOWN]:
         findings.add_row(finding.check, finding.subject, finding.detail)
     console.print(findings)
-    if len(report.findings) > _SHOWN:
-        console.print(f"… and {len(report.findings) - _SHOWN} more: --json lists all")
+    _print_rest(console, len(report.findings))
+
+
+def _print_rest(console: Console, total: int) -> None:
+    if total > _SHOWN:
+        console.print(f"… and {total - _SHOWN} more: --json lists all")
