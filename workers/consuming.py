@@ -27,7 +27,11 @@ class PromptConsumer(Consumer):
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Put the lost connection away."""
-        # kombu means to give an unacknowledged message back on the connection that it has just emptied, and fails. The
-        # message is a claim check: the sweep repeats it. Celery has let go of the connection by then.
+        # kombu means to give unacknowledged messages back on the connection that it has just emptied, and fails. They
+        # are claim checks, which the sweep repeats: nothing is given back. Should kombu fail all the same, Celery has
+        # let go of the connection by then.
+        channel = getattr(getattr(self, "connection", None), "_default_channel", None)
+        if channel is not None:
+            channel.do_restore = False
         with suppress(AttributeError):
             super().on_connection_error_after_connected(exc)
