@@ -10,7 +10,7 @@ from typing import Final
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from producers import docs, failures, health, items, pages, purchases, purchases_described
+from producers import docs, failures, health, items, metrics, pages, purchases, purchases_described
 from producers.health import Readiness
 from producers.limits import BodyLimits
 from producers.openapi import describe
@@ -61,6 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.router.routes[:0] = purchases.routes
     app.include_router(items.router)
     app.include_router(health.router)
+    app.include_router(metrics.router)
     app.router.routes.extend([*pages.routes, *docs.routes])
     describe(app, purchases_described.PATHS, purchases_described.SCHEMAS)
     app.add_middleware(BodyLimits)

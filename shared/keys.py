@@ -7,7 +7,10 @@
 | fairlane:seen:<client>:<hash> | string | KEY_SEEN_TTL  | admit                            | admit               |
 | fairlane:called:<queue>       | string | CALLED_TTL    | whoever calls a lane or charges  | the same            |
 | fairlane:decided:<lane>       | string | no expiry     | decide, sweep                    | status reads        |
-| fairlane:lock:charge:<id>     | string | CHARGE_LOCK_TTL | charge                         | charge              |
+| fairlane:lock:charge:<id>     | string | CHARGE_LOCK_TTL | charge, reconcile              | the same, operators |
+| fairlane:metrics:locks        | hash   | no expiry     | charge, reconcile                | /metrics            |
+| fairlane:metrics:locks:recent | hash   | 10 minutes    | charge, reconcile                | /metrics            |
+| fairlane:metrics:locks:before | hash   | 10 minutes    | charge, reconcile                | /metrics            |
 
 Celery keeps its queues beside them under its own names (`lane.00` …, `charges`, `_kombu.*`, `unacked*`).
 """
@@ -17,6 +20,15 @@ from __future__ import annotations
 from hashlib import blake2b
 
 PREFIX = "fairlane:"
+
+LOCK_TOTALS = f"{PREFIX}metrics:locks"
+"""What was counted of the narrow locks: some forty fields, see `shared.lock_metrics`. A flush begins them again."""
+
+LOCK_RECENT = f"{LOCK_TOTALS}:recent"
+"""The same for the window of five minutes that is under way."""
+
+LOCK_BEFORE = f"{LOCK_TOTALS}:before"
+"""The same for the window before."""
 
 
 def purchase(purchase_id: str) -> str:

@@ -12,12 +12,17 @@ A claim check says that purchases are due. Then, on one event loop per process:
                                       │
                                       ▼
                       outcome ── grouped with others, one commit, counted under its fence ──▶ lock released
+                                 └─ somebody keeps the purchase locked ──▶ brought again, by this call alone
 
 What each part is for. The intent, committed before a byte is sent, tells everybody else that a call may be under way,
 and until when: `call_deadline`. The fence tells whose outcome counts. `start_by` keeps a process that was frozen after
 its claim from calling when the others believe that it will not any more; it is counted from before the claim. The
 narrow lock keeps two calls for one purchase apart even if Postgres came back without the last intent. The slots keep
 claims from waiting: what is claimed is called at once.
+
+A gateway whose calls have no short deadline (`Capabilities.long_calls`) has its locks renewed until the outcome is
+recorded. Such a purchase becomes in doubt at its deadline like any other, since that is judged by Postgres alone; but
+nobody asks the provider about it while the lock is held, so it is not taken for "never charged" either.
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, assert_never
 
@@ -39,16 +45,20 @@ from shared.calling import Caller
 from shared.crash_points import crash_point
 from shared.database import transaction
 from shared.groups import Group
-from shared.narrow_lock import NarrowLock
+from shared.narrow_lock import Lock, NarrowLock
 from shared.purchases import PurchaseRecord
 from shared.routing import CHARGES_QUEUE
 from shared.settings import Settings
 from shared.statements import charge as sql
 from workers.breaker import Breaker
 from workers.gateways import ChargeOutcome, Confirmed, Declined, Gateway, InDoubt, NotSent
-from workers.record import Claim, Recorder, Result
+from workers.record import Claim, Recorded, Recorder, Result
 
 log = structlog.get_logger()
+
+#: Seconds until an outcome whose purchase somebody has locked is brought again, doubled up to the longest. Most such
+#: locks are a transaction of ours that takes milliseconds; a forgotten session is not asked for more often than this.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +94,9 @@ class Charger:
         self._gateway = gateway
         self._settings = settings
         self._worker = worker
-        self._locks = NarrowLock(redis, settings.charge_lock_ttl)
-        self._outcomes: Group[Result, bool] = Group(
-            Recorder(engine, redis, caller, settings).record, batch=settings.charge_slots
-        )
+        recorder = Recorder(engine, redis, caller, settings)
+        self._locks = NarrowLock(redis, settings.charge_lock_ttl, recorder.lock_metrics)
+        self._outcomes: Group[Result, Recorded] = Group(recorder.record, batch=settings.charge_slots)
         self._free = settings.charge_slots
         self._slot_freed = asyncio.Event()
         self._breaker = Breaker()
@@ -107,6 +116,7 @@ class Charger:
             # Also when a claim failed: a call under way is never cancelled, its outcome is wanted.
             if calls:
                 await asyncio.wait(calls)
+        await self._locks.tell()
         return Charged(**counts, seconds=time.monotonic() - began)
 
     async def _claim_and_call(
@@ -205,18 +215,23 @@ class Charger:
             return await self._locks.acquire([claim.lock for claim in claims])
         except RedisError as error:
             log.warning("locks_not_obtained", claims=len(claims), error=str(error))
-            return [False] * len(claims)
+        except Exception as error:
+            # Whatever it was, the claims and their slots must be given back.
+            log.error("locks_not_obtained", claims=len(claims), exc_info=error)
+        return [False] * len(claims)
 
     async def _charge(self, claim: Claim, start_by: float, counts: Counter[str], *, lock_obtained: bool) -> None:
         """One call and its outcome; the slot is free again when the outcome is committed."""
         try:
             if lock_obtained:
-                outcome = await self._gateway.charge(claim.request, start_by=start_by)
-                self._tell_breaker(outcome)
-                crash_point("charge.after_call")
+                async with self._kept(claim):
+                    outcome = await self._gateway.charge(claim.request, start_by=start_by)
+                    self._tell_breaker(outcome)
+                    crash_point("charge.after_call")
+                    await self._record(claim, outcome)
             else:
                 outcome = NotSent("lock_not_obtained")
-            await self._outcomes.bring(Result.of(claim, outcome))
+                await self._record(claim, outcome)
             match outcome:
                 case Confirmed():
                     counts["confirmed"] += 1
@@ -231,5 +246,24 @@ class Charger:
         except Exception as error:
             log.error("charge_failed", purchase=claim.record.id, exc_info=error)
         finally:
+            self._locks.abandon([claim.lock])
             self._breaker.ended()
             self._give_back(1)
+
+    def _kept(self, claim: Claim) -> AbstractAsyncContextManager[None]:
+        """Around a call and its record: the lock is renewed if the call may outlast it."""
+        if not self._gateway.capabilities.long_calls:
+            return nullcontext()
+
+        def lost(lock: Lock) -> None:
+            # The call cannot be taken back. Whether its outcome counts is decided by its fence.
+            log.error("lock_lost_during_call", purchase=claim.record.id, fence=claim.fence, owner=lock.owner)
+
+        return self._locks.renewing(claim.lock, lost)
+
+    async def _record(self, claim: Claim, outcome: ChargeOutcome) -> None:
+        """Bring an outcome until it is recorded: it is known, and not given up."""
+        pause = _FIRST_PAUSE
+        while await self._outcomes.bring(Result.of(claim, outcome)) is Recorded.LATER:
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)

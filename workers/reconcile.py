@@ -7,7 +7,7 @@ while that is unknown. What the provider says settles it:
             ├─ only declined ones ─────────────────────────▶ declined
             ├─ more than one succeeded ────────────────────▶ needs_review, and an alert
             ├─ none, asked before the settle window ended ─▶ asked again when it has ended
-            ├─ none, asked after it ───────────────────────▶ never charged: one more attempt, then declined
+            ├─ none, asked after it ───────────────────────▶ never charged: another attempt; declined after five
             └─ no answer ──────────────────────────────────▶ asked again, patiently, for an hour; then needs_review
 
 The settle window. A call that is in doubt may still be on its way: "not found" proves nothing yet. It proves something
@@ -23,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ from shared.narrow_lock import Lock, NarrowLock
 from shared.settings import Settings
 from shared.statements import recover as sql
 from workers.gateways import ChargeRecord, Confirmed, Declined, Gateway, GatewayUnavailable
-from workers.record import NeedsReview, NotCharged, RecordedOutcome, Recorder, Result
+from workers.record import NeedsReview, NotCharged, Recorded, RecordedOutcome, Recorder, Result
 
 log = structlog.get_logger()
 
@@ -49,6 +49,9 @@ _BATCH = 50
 #: A question that got no answer is repeated after this share of the time spent in doubt, within the bounds below: often
 #: at first, once a minute at last.
 _PATIENCE, _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.5, 1.0, 60.0
+#: The longest until a question is tried again that found the narrow lock taken or Redis away. Short, as such a lock is
+#: mostly that of a worker that died, and runs out by itself.
+_LONGEST_PAUSE_WHILE_LOCKED = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ def judge(
     how many seconds remained of the settle window when the question was sent, and `charged_in_vain` how many of its
     attempts were never charged already.
     """
-    pause = min(max(doubted * _PATIENCE, _SHORTEST_PAUSE), _LONGEST_PAUSE)
+    pause = _patience(doubted)
     if records is None:
         return NeedsReview("provider_silent") if doubted >= settings.doubt_patience else Postponed(pause)
     succeeded = [record for record in records if record.status == "succeeded"]
@@ -90,7 +93,13 @@ def judge(
         return Declined("declined", records[-1].id)
     if settles_in > 0:
         return Postponed(max(min(pause, settles_in), min(settles_in, _SHORTEST_PAUSE)))
-    return NotCharged(again=charged_in_vain == 0 and settings.not_charged == "retry")
+    again = settings.not_charged == "retry" and charged_in_vain + 1 < settings.never_charged_limit
+    return NotCharged(again=again)
+
+
+def _patience(doubted: float) -> float:
+    """Seconds until the next question about a purchase that has been in doubt for this long."""
+    return min(max(doubted * _PATIENCE, _SHORTEST_PAUSE), _LONGEST_PAUSE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +149,7 @@ class Reconciler:
         worker: str,
     ) -> None:
         self._engine = engine
-        self._locks = NarrowLock(redis, settings.charge_lock_ttl)
+        self._locks = NarrowLock(redis, settings.charge_lock_ttl, recorder.lock_metrics)
         self._gateway = gateway
         self._recorder = recorder
         self._settings = settings
@@ -151,22 +160,41 @@ class Reconciler:
         questions = await self._claim()
         crash_point("reconcile.after_claim")
         ours = await self._take_locks(questions)
-        answers = await asyncio.gather(*(self._ask(question) for question in ours))
-        crash_point("reconcile.after_answer")
-        settled: list[Result] = []
-        postponed: list[tuple[_Question, float]] = []
-        for question, answer in zip(ours, answers, strict=True):
-            if isinstance(answer, Postponed):
-                postponed.append((question, answer.pause))
-            else:
-                if isinstance(answer, NeedsReview):
-                    log.error("purchase_needs_review", purchase=question.purchase, reason=answer.reason)
-                settled.append(Result(question.purchase, question.fence, question.attempt, question.lock, answer))
-        if settled:
-            await self._recorder.record(settled)
-        await self._postpone(postponed)
+        try:
+            answers = await asyncio.gather(*(self._ask(question) for question in ours))
+            crash_point("reconcile.after_answer")
+            settled, still_open = await self._settle(questions, dict(zip(ours, answers, strict=True)))
+            await self._postpone(still_open)
+        finally:
+            self._locks.abandon([question.lock for question in ours])
         rechecked = await self._recheck()
-        return Reconciled(len(ours), len(settled), len(postponed), **rechecked)
+        await self._locks.tell()
+        return Reconciled(len(ours), settled, len(still_open), **rechecked)
+
+    async def _settle(
+        self, questions: Sequence[_Question], answers: Mapping[_Question, Answer]
+    ) -> tuple[int, list[tuple[_Question, float]]]:
+        """Record the answers that settle something. Returns how many did, and the questions that stay open, each with
+        the pause until it is asked again: no answer yet, its lock not obtained, or its purchase locked by somebody."""
+        results = [
+            Result(question.purchase, question.fence, question.attempt, question.lock, answer)
+            for question, answer in answers.items()
+            if not isinstance(answer, Postponed)
+        ]
+        recorded = set()
+        for result, became in zip(results, await self._recorder.record(results) if results else [], strict=True):
+            if became is Recorded.LATER:
+                continue
+            recorded.add(result.purchase)
+            if isinstance(result.outcome, NeedsReview):
+                log.error("purchase_needs_review", purchase=result.purchase, reason=result.outcome.reason)
+        still_open = []
+        for question in questions:
+            if question.purchase not in recorded:
+                answer = answers.get(question)
+                blocked = min(_patience(question.doubted), _LONGEST_PAUSE_WHILE_LOCKED)
+                still_open.append((question, answer.pause if isinstance(answer, Postponed) else blocked))
+        return len(recorded), still_open
 
     async def _claim(self) -> list[_Question]:
         values = {
@@ -192,7 +220,7 @@ class Reconciler:
         )
 
     async def _take_locks(self, questions: Sequence[_Question]) -> list[_Question]:
-        """The questions whose lock was obtained. The others come again when their lease is over."""
+        """The questions whose lock was obtained. The others are postponed for some seconds."""
         try:
             obtained = await self._locks.acquire([question.lock for question in questions])
         except RedisError as error:
@@ -216,19 +244,23 @@ class Reconciler:
     async def _postpone(self, postponed: Sequence[tuple[_Question, float]]) -> None:
         if not postponed:
             return
-        async with transaction(self._engine, self._settings) as connection:
-            await connection.execute(
-                sql.POSTPONE,
-                {
-                    "ids": [question.purchase for question, _ in postponed],
-                    "fences": [question.fence for question, _ in postponed],
-                    "pauses": [pause for _, pause in postponed],
-                },
-            )
+        values = {
+            "ids": [question.purchase for question, _ in postponed],
+            "fences": [question.fence for question, _ in postponed],
+            "pauses": [pause for _, pause in postponed],
+        }
         try:
-            await self._locks.release([question.lock for question, _ in postponed])
+            async with transaction(self._engine, self._settings) as connection:
+                await connection.execute(sql.POSTPONE, values)
+        finally:
+            await self._release([question.lock for question, _ in postponed])
+
+    async def _release(self, locks: Sequence[Lock]) -> None:
+        """Also of locks that were not obtained: the reply may have been lost, and nobody else's is touched."""
+        try:
+            await self._locks.release(locks)
         except RedisError as error:
-            log.warning("locks_not_released", locks=len(postponed), error=str(error))
+            log.warning("locks_not_released", locks=len(locks), error=str(error))
 
     async def _recheck(self) -> Counter[str]:
         """Ask again about attempts that were never charged. A charge found now was made in spite of that: an alert."""

@@ -1,4 +1,8 @@
-"""Recording what came of payment calls: outcomes by the group, one transaction each, counted only under their fence."""
+"""Recording what came of payment calls: outcomes by the group, one transaction each, counted only under their fence.
+
+A purchase that somebody keeps locked is passed over, so that it delays no other: its outcome is answered "later", and
+whoever brought it brings it again. After the commit Redis is told, and the narrow locks are let go of.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,10 @@ import asyncio
 import random
 import secrets
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import Enum, auto
 from typing import Any, assert_never
 
 import structlog
@@ -23,9 +28,9 @@ from shared.calling import Call, Caller, lane_call
 from shared.crash_points import crash_point
 from shared.database import cause, is_passing, transaction
 from shared.doors import Door
-from shared.narrow_lock import Lock
+from shared.lock_metrics import LockMetrics
+from shared.narrow_lock import Lock, NarrowLock
 from shared.purchases import PurchaseRecord
-from shared.redis_clients import script
 from shared.settings import Settings
 from shared.statements import charge as sql
 from shared.states import Status
@@ -95,6 +100,18 @@ class Result:
         return cls(claim.record.id, claim.fence, claim.attempt, claim.lock, outcome)
 
 
+class Recorded(Enum):
+    """What became of a result that was brought to be recorded."""
+
+    COUNTED = auto()  #: committed, now or before
+    DID_NOT_COUNT = auto()  #: the purchase had moved on; what is known stands on the attempt
+    LATER = auto()  #: somebody has the purchase locked: nothing was written, bring it again
+
+
+#: A purchase under one fence: what an outcome belongs to.
+_Attempt = tuple[str, int]
+
+
 @dataclass(frozen=True, slots=True)
 class _Row:
     """A result as the statements take it."""
@@ -108,14 +125,23 @@ class _Row:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What one transaction changed: purchases and door records at their new revision, lanes whose waitlist may move."""
+    """What one transaction changed: purchases and door records at their new revision, lanes whose waitlist may move.
 
-    records: Sequence[PurchaseRecord] = ()
+    `records` are by the attempt whose outcome they show, also one that was recorded before.
+    """
+
+    records: Mapping[_Attempt, PurchaseRecord] = field(default_factory=dict)
     doors: Sequence[Door] = ()
     lanes: Sequence[int] = ()
+    passed_over: frozenset[str] = frozenset()  #: Purchases that somebody has locked.
 
     def __add__(self, other: Written) -> Written:
-        return Written([*self.records, *other.records], [*self.doors, *other.doors], [*self.lanes, *other.lanes])
+        return Written(
+            {**self.records, **other.records},
+            [*self.doors, *other.doors],
+            [*self.lanes, *other.lanes],
+            self.passed_over | other.passed_over,
+        )
 
 
 class Recorder:
@@ -126,17 +152,25 @@ class Recorder:
         self._redis = redis
         self._caller = caller
         self._settings = settings
+        #: Shared with those who take the locks that are let go of here, so that holds are measured from end to end.
+        self.lock_metrics = LockMetrics(settings.charge_lock_ttl)
+        self._locks = NarrowLock(redis, settings.charge_lock_ttl, self.lock_metrics)
 
-    async def record(self, results: Sequence[Result]) -> list[bool]:
-        """Per result, whether it counted: False if the purchase had moved on under another fence."""
+    async def record(self, results: Sequence[Result]) -> list[Recorded]:
+        """Per result, what became of it. The locks of all but those for later are let go of."""
         written = await self._written(results)
-        await self._publish(results, written)
+        await self._publish([result for result in results if result.purchase not in written.passed_over], written)
         crash_point("record.after_publish")
-        counted = {record.id for record in written.records}
-        for result in results:
-            if result.purchase not in counted:
-                log.error("outcome_did_not_count", purchase=result.purchase, outcome=result.outcome)
-        return [result.purchase in counted for result in results]
+        return [self._answer(result, written) for result in results]
+
+    def _answer(self, result: Result, written: Written) -> Recorded:
+        if result.purchase in written.passed_over:
+            log.warning("purchase_is_locked", purchase=result.purchase)
+            return Recorded.LATER
+        if (result.purchase, result.fence) in written.records:
+            return Recorded.COUNTED
+        log.error("outcome_did_not_count", purchase=result.purchase, outcome=result.outcome)
+        return Recorded.DID_NOT_COUNT
 
     async def _written(self, results: Sequence[Result]) -> Written:
         """Write, again and again while Postgres is away: a known outcome is not given up.
@@ -163,66 +197,70 @@ class Recorder:
                 return first + second
 
     async def _write(self, results: Sequence[Result]) -> Written:
-        rows = [_row(result, self._settings.charge_retry) for result in results]
-        ids = [result.purchase for result in results]
-        fences = [result.fence for result in results]
         async with transaction(self._engine, self._settings) as connection:
-            await connection.execute(sql.LOCK_PURCHASES, {"ids": ids})
+            passed_over = await self._lock(connection, results)
+            results = [result for result in results if result.purchase not in passed_over]
+            if not results:
+                return Written(passed_over=passed_over)
+            rows = [_row(result, self._settings.charge_retry) for result in results]
+            told = {
+                "ids": [result.purchase for result in results],
+                "fences": [result.fence for result in results],
+                "reasons": [row.reason for row in rows],
+                "charge_ids": [row.charge_id for row in rows],
+            }
             written = await _fetch(
                 connection,
                 sql.RECORD,
-                ids=ids,
-                fences=fences,
+                **told,
                 statuses=[row.status for row in rows],
-                reasons=[row.reason for row in rows],
-                charge_ids=[row.charge_id for row in rows],
                 retry_afters=[row.retry_after for row in rows],
             )
-            records = [PurchaseRecord.from_row(row) for row in written]
-            moved_doors = await self._settle_stock(connection, records)
-            known = await self._recorded_before(connection, results, rows, records)
-            skus = sorted({record.item for record in (*records, *known) if record.final})
+            moved = {(row["id"].hex, row["fence"]): PurchaseRecord.from_row(row) for row in written}
+            moved_doors = await self._settle_stock(connection, list(moved.values()))
+            records = moved | await self._recorded_before(connection, results, rows, moved)
+            skus = sorted({record.item for record in records.values() if record.final})
             lanes = await _fetch(connection, sql.LANES_WITH_WAITLISTS, skus=skus) if skus else []
-            await connection.execute(
-                sql.RECORD_ATTEMPTS,
-                {
-                    "ids": ids,
-                    "fences": fences,
-                    "outcomes": [row.attempt_outcome for row in rows],
-                    "reasons": [row.reason for row in rows],
-                    "charge_ids": [row.charge_id for row in rows],
-                },
-            )
+            await connection.execute(sql.RECORD_ATTEMPTS, {**told, "outcomes": [row.attempt_outcome for row in rows]})
             crash_point("record.before_commit")
         crash_point("record.after_commit")
-        return Written([*records, *known], moved_doors, [row["lane"] for row in lanes])
+        return Written(records, moved_doors, [row["lane"] for row in lanes], passed_over)
+
+    async def _lock(self, connection: AsyncConnection, results: Sequence[Result]) -> frozenset[str]:
+        """Lock the purchases of these results. Returns those that somebody else has locked."""
+        ids = {result.purchase for result in results}
+        ids -= {row["id"].hex for row in await _fetch(connection, sql.LOCK_PURCHASES, ids=sorted(ids))}
+        if not ids:
+            return frozenset()
+        return frozenset(row["id"].hex for row in await _fetch(connection, sql.EXISTING, ids=sorted(ids)))
 
     async def _recorded_before(
         self,
         connection: AsyncConnection,
         results: Sequence[Result],
         rows: Sequence[_Row],
-        records: Sequence[PurchaseRecord],
-    ) -> list[PurchaseRecord]:
-        """Purchases that stand already where these results would have put them, under the same fence.
+        moved: Mapping[_Attempt, PurchaseRecord],
+    ) -> dict[_Attempt, PurchaseRecord]:
+        """The purchases of those results that an earlier commit recorded, as they stand now.
 
-        The reply to an earlier commit was lost: that is success, and what follows a commit is still to be done.
+        The reply to that commit was lost: it is success, and what follows a commit is still to be done. A purchase that
+        went back to `reserved` may have been claimed again meanwhile, under another fence; then its attempt tells.
         """
-        moved = {record.id for record in records}
         wanted = {
-            result.purchase: (result.fence, row.status, row.charge_id)
+            (result.purchase, result.fence): row
             for result, row in zip(results, rows, strict=True)
-            if result.purchase not in moved
+            if (result.purchase, result.fence) not in moved
         }
         if not wanted:
-            return []
-        found = {
-            row["fence"]: PurchaseRecord.from_row(row)
-            for row in await _fetch(connection, sql.STANDING, ids=list(wanted))
-        }
-        return [
-            record for fence, record in found.items() if wanted[record.id] == (fence, record.status, record.charge_id)
-        ]
+            return {}
+        ids, fences = zip(*wanted, strict=True)
+        standing = await _fetch(connection, sql.STANDING, ids=list(ids), fences=list(fences))
+        found = {}
+        for stands in standing:
+            attempt = stands["id"].hex, stands["told_fence"]
+            if _stands_already(wanted[attempt], stands, same_fence=stands["fence"] == attempt[1]):
+                found[attempt] = PurchaseRecord.from_row(stands)
+        return found
 
     async def _settle_stock(self, connection: AsyncConnection, records: Sequence[PurchaseRecord]) -> list[Door]:
         """End the holds of what was paid or declined."""
@@ -249,22 +287,20 @@ class Recorder:
     async def _publish(self, results: Sequence[Result], written: Written) -> None:
         """After the commit: statuses, door records, locks, calls, in one pipeline. Only logged if it fails."""
         calls: list[Call] = [lane_call(lane) for lane in sorted(set(written.lanes))]
-        locks = [result.lock for result in results]
-        try:
-            async with self._redis.pipeline(transaction=False) as pipe:
-                self._caller.queue_marks(pipe, calls)
-                statuses.queue_write(pipe, written.records, self._settings)
-                doors.queue_write(pipe, written.doors, self._settings)
-                pipe.eval(
-                    script("delete_if_equal"),
-                    len(locks),
-                    *(lock.key for lock in locks),
-                    *(lock.owner for lock in locks),
-                )
-                replies: list[Any] = await pipe.execute()
-        except RedisError as error:
-            log.warning("outcomes_not_published", outcomes=len(results), error=str(error))
+        if not results:
             return
+        async with self._redis.pipeline(transaction=False) as pipe:
+            self._caller.queue_marks(pipe, calls)
+            statuses.queue_write(pipe, list(written.records.values()), self._settings)
+            doors.queue_write(pipe, written.doors, self._settings)
+            release = self._locks.queue_release(pipe, [result.lock for result in results])
+            try:
+                replies: list[Any] = await pipe.execute()
+            except RedisError as error:
+                release.failed()
+                log.warning("outcomes_not_published", outcomes=len(results), error=str(error))
+                return
+        release.read(replies)
         to_publish = self._caller.to_publish(calls, replies)
         if to_publish:
             await asyncio.to_thread(self._caller.publish, to_publish)
@@ -289,6 +325,14 @@ def _row(result: Result, retry: float) -> _Row:
             return _Row(Status.NEEDS_REVIEW, "needs_review", reason)
         case _:
             assert_never(result.outcome)
+
+
+def _stands_already(row: _Row, stands: RowMapping, *, same_fence: bool) -> bool:
+    """Whether an earlier commit of this outcome is why RECORD did not take it."""
+    if same_fence:
+        return (row.status, row.charge_id) == (stands["status"], stands["charge_id"])
+    # Only of outcomes that moved nothing: that a charge was made and did not count is an alert every time.
+    return row.status is Status.RESERVED and row.attempt_outcome == stands["attempt_outcome"]
 
 
 async def _fetch(connection: AsyncConnection, statement: TextClause, **values: Any) -> list[RowMapping]:

@@ -29,8 +29,14 @@ SELECT * FROM claimed ORDER BY seq
 commit, before a byte is sent. SKIP LOCKED: several workers share the line without waiting for each other."""
 
 LOCK_PURCHASES = text("""
-SELECT id FROM fairlane.purchases WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY seq FOR NO KEY UPDATE
+SELECT id FROM fairlane.purchases WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY seq FOR NO KEY UPDATE SKIP LOCKED
 """)
+"""Promise: nobody who keeps one purchase locked delays the outcomes of others. Those passed over are brought again."""
+
+EXISTING = text("""
+SELECT id FROM fairlane.purchases WHERE id = ANY(CAST(:ids AS uuid[]))
+""")
+"""Of the purchases that LOCK_PURCHASES did not return, those that somebody has locked; the others do not exist."""
 
 RECORD = text(f"""
 UPDATE fairlane.purchases p
@@ -55,15 +61,19 @@ WHERE p.id = o.id AND p.fence = o.fence
   AND ((p.status = 'charging' AND o.status <> 'needs_review')
        OR (p.status = 'in_doubt' AND o.status <> 'in_doubt')
        OR (p.status = 'needs_review' AND o.status IN ('confirmed', 'declined')))
-RETURNING {COLUMNS}
+RETURNING {COLUMNS}, p.fence
 """)
 """Promise: an outcome counts only with the row's fence. Also from `in_doubt` and `needs_review`: a late answer is still
 the answer. Stock moves only for the rows returned here."""
 
 STANDING = text(f"""
-SELECT {COLUMNS}, p.fence FROM fairlane.purchases p WHERE p.id = ANY(CAST(:ids AS uuid[]))
+SELECT {COLUMNS}, p.fence, o.fence AS told_fence, a.outcome AS attempt_outcome
+FROM unnest(CAST(:ids AS uuid[]), CAST(:fences AS bigint[])) AS o(id, fence)
+JOIN fairlane.purchases p ON p.id = o.id
+LEFT JOIN fairlane.charge_attempts a ON a.purchase_id = o.id AND a.fence = o.fence
 """)
-"""Where purchases stand whose outcome RECORD did not take: the same outcome again is success, another one an alert."""
+"""Where purchases and attempts stand whose outcome RECORD did not take: the same outcome again is success, another one
+an alert."""
 
 RECORD_ATTEMPTS = text("""
 UPDATE fairlane.charge_attempts a

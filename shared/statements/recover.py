@@ -60,11 +60,16 @@ remain until "not found" means "never charged"; it is taken before the question 
 less was sent after the settle window."""
 
 POSTPONE = text("""
-UPDATE fairlane.purchases p SET ask_at = clock_timestamp() + make_interval(secs => q.pause)
-FROM unnest(CAST(:ids AS uuid[]), CAST(:fences AS bigint[]), CAST(:pauses AS float8[])) AS q(id, fence, pause)
-WHERE p.id = q.id AND p.fence = q.fence AND p.status = 'in_doubt'
+WITH ours AS (
+    SELECT p.id, q.pause
+    FROM unnest(CAST(:ids AS uuid[]), CAST(:fences AS bigint[]), CAST(:pauses AS float8[])) AS q(id, fence, pause)
+    JOIN fairlane.purchases p ON p.id = q.id AND p.fence = q.fence AND p.status = 'in_doubt'
+    ORDER BY p.seq FOR NO KEY UPDATE OF p SKIP LOCKED
+)
+UPDATE fairlane.purchases p SET ask_at = clock_timestamp() + make_interval(secs => ours.pause)
+FROM ours WHERE p.id = ours.id AND p.status = 'in_doubt'
 """)
-"""No answer yet: when to ask again."""
+"""No answer yet: when to ask again. What somebody has locked keeps its lease, and delays no other."""
 
 CLAIM_RECHECKS = text("""
 WITH due AS (

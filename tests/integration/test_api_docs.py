@@ -18,6 +18,7 @@ OPERATIONS = {
     ("get", "/v1/items/{sku}"): {200, 400, 401, 404, 500, 503},
     ("get", "/healthz"): {200},
     ("get", "/readyz"): {200, 503},
+    ("get", "/metrics"): {200},
 }
 
 

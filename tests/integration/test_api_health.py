@@ -52,10 +52,14 @@ async def test_without_redis_it_lives_is_not_ready_and_still_keeps_items(
     assert_problem(ready, 503, "unavailable")
     assert ready.json["parts"] == {"postgres": "ok", "redis": "does not answer"}
     assert ready.headers["Retry-After"] == "1"
+    metrics = await call("GET", f"{own_api}/metrics")
+    assert (metrics.status, "fairlane_redis_up 0.0" in metrics.text) == (200, True)
+    assert "fairlane_lock" not in metrics.text
     assert (await call("PUT", f"{own_api}/v1/items/health-1", ADMIN, TERMS)).status == 201
     assert (await call("PUT", f"{own_api}/v1/items/health-1", ADMIN, TERMS | {"stock": 6})).status == 200
     own_servers.valkey.start()
     assert (await call("GET", f"{own_api}/readyz")).status == 200
+    assert "fairlane_lock_lost_total 0.0" in (await call("GET", f"{own_api}/metrics")).text
 
 
 async def test_without_postgres_it_lives_is_not_ready_and_says_so(own_api: str, own_servers: EmbeddedServers) -> None:

@@ -12,13 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis.asyncio
+import structlog.testing
 
 from ops.sandbox import ProviderProcess
-from shared import keys
+from shared import keys, lock_metrics
 from shared.purchases import PurchaseRecord
 from tests.integration.shopfloor import ScriptedGateway, Shop, until
 from workers.charge import Charged, Charger
-from workers.gateways import ChargeOutcome, ChargeRequest, Confirmed, Declined, HttpGateway, InDoubt, NotSent
+from workers.gateways import (
+    Capabilities,
+    ChargeOutcome,
+    ChargeRequest,
+    Confirmed,
+    Declined,
+    HttpGateway,
+    InDoubt,
+    NotSent,
+)
 
 
 def counts(charged: Charged) -> dict[str, Any]:
@@ -337,3 +348,118 @@ async def test_a_probe_whose_lock_somebody_has_does_not_pause_claims_for_good(sh
     assert (await charger.drain()).not_sent == 1
     assert (await charger.drain()).confirmed == 1
     assert shop.status(second) == "confirmed"
+
+
+async def test_a_purchase_that_somebody_keeps_locked_delays_no_other_outcome(shop: Shop) -> None:
+    records = await held(shop, 11)
+    kept, others = records[4], records[:4] + records[5:]
+    locked = asyncio.Event()
+
+    async def answer(request: ChargeRequest) -> ChargeOutcome:
+        await locked.wait()
+        return Confirmed(f"ch_{request.reference}")
+
+    gateway = ScriptedGateway(answer)
+    draining = asyncio.create_task(shop.charger(gateway).drain())
+    await until(lambda: gateway.under_way == 11)
+    with shop.holding("SELECT FROM fairlane.purchases WHERE id = %s FOR UPDATE", kept.id):
+        locked.set()
+        await until(lambda: {shop.status(record) for record in others} == {"confirmed"})
+        # Its own call still waits, and brings its outcome again; its lock is kept for as long.
+        assert (shop.status(kept), draining.done()) == ("charging", False)
+        assert shop.plain_redis.keys("fairlane:lock:*") == [keys.charge_lock(kept.id)]
+    async with asyncio.timeout(20):
+        assert counts(await draining) == {"claimed": 11, "confirmed": 11}
+    assert shop.stock() == (989, 0, 11)
+    assert shop.plain_redis.keys("fairlane:lock:*") == []
+
+
+async def test_slots_are_free_again_when_taking_the_locks_failed_for_whatever_reason(shop: Shop) -> None:
+    class Broken(redis.asyncio.Redis):
+        broken = True
+
+        def pipeline(self, *args: Any, **kwargs: Any) -> Any:
+            if self.broken:
+                self.broken = False
+                raise RuntimeError("a defect of ours")
+            return super().pipeline(*args, **kwargs)
+
+    await held(shop, 2)
+    client = Broken.from_url(shop.settings.redis_url, decode_responses=True)
+    settings = shop.with_settings(charge_slots=2, charge_retry=0.001)
+    gateway = ScriptedGateway()
+    charger = shop.charger(gateway, settings=settings, client=client)
+    try:
+        assert counts(await charger.drain()) == {"claimed": 2, "not_sent": 2}
+        assert gateway.requests == []
+        await until(lambda: len(shop.sql("SELECT id FROM fairlane.purchases WHERE due_at <= now()")) == 2)
+        async with asyncio.timeout(20):
+            assert counts(await charger.drain()) == {"claimed": 2, "confirmed": 2}
+    finally:
+        await client.aclose()
+
+
+class LongCalls(ScriptedGateway):
+    """A gateway whose calls may last."""
+
+    capabilities = Capabilities(deduplicates=False, can_find=True, long_calls=True)
+
+
+#: The shortest life of a narrow lock that goes with these, and room for a busy machine to start within.
+SHORT_CALLS: dict[str, Any] = {"start_within": 1.0, "call_timeout": 0.1, "call_margin": 0.1, "charge_lock_ttl": 1.5}
+
+
+async def test_a_call_longer_than_its_lock_lives_keeps_it_and_is_not_asked_about(shop: Shop) -> None:
+    (bought,) = await held(shop)
+    over = asyncio.Event()
+
+    async def last(request: ChargeRequest) -> ChargeOutcome:
+        await over.wait()
+        return Confirmed("ch_1")
+
+    settings = shop.with_settings(**SHORT_CALLS)
+    gateway = LongCalls(last)
+    gateway.records = {}  # asked now, it would say that it never charged
+    charging = asyncio.create_task(shop.charger(gateway, settings=settings).drain())
+    await until(lambda: gateway.under_way == 1)
+    shop.plain_redis.set("a life", "", px=1_500)
+    await until(lambda: not shop.plain_redis.exists("a life"))
+    assert len((await shop.sweep().run_once()).in_doubt) == 1
+    shop.sql("UPDATE fairlane.purchases SET call_deadline = now() - interval '1 hour', ask_at = now()")
+    assert (await shop.reconciler(gateway, settings).run_once()).asked == 0
+    assert shop.status(bought) == "in_doubt"
+
+    over.set()
+    assert counts(await charging) == {"claimed": 1, "confirmed": 1}
+    assert (shop.status(bought), shop.stock()) == ("confirmed", (999, 0, 1))
+    assert gateway.references == [bought.id]
+    assert not shop.plain_redis.exists(keys.charge_lock(bought.id))
+
+
+async def test_a_call_that_is_expected_to_be_short_is_not_renewed(shop: Shop) -> None:
+    (bought,) = await held(shop)
+
+    async def last(request: ChargeRequest) -> ChargeOutcome:
+        await until(lambda: not shop.plain_redis.exists(keys.charge_lock(bought.id)))
+        return Confirmed("ch_1")
+
+    await shop.charger(ScriptedGateway(last), settings=shop.with_settings(**SHORT_CALLS)).drain()
+    assert shop.status(bought) == "confirmed"
+
+
+async def test_a_lock_lost_during_a_long_call_is_an_alert_and_its_outcome_counts_by_its_fence(shop: Shop) -> None:
+    (bought,) = await held(shop)
+
+    async def lose(request: ChargeRequest) -> ChargeOutcome:
+        shop.plain_redis.set(keys.charge_lock(bought.id), "somebody else", px=60_000)
+        await until(lambda: "lock_lost_during_call" in {entry["event"] for entry in logs})
+        return Confirmed("ch_1")
+
+    charger = shop.charger(LongCalls(lose), settings=shop.with_settings(**SHORT_CALLS))
+    with structlog.testing.capture_logs() as logs:
+        assert counts(await charger.drain()) == {"claimed": 1, "confirmed": 1}
+    alerts = [entry["event"] for entry in logs if entry["log_level"] == "error"]
+    assert alerts == ["lock_lost_during_call"]
+    assert shop.status(bought) == "confirmed"
+    assert shop.plain_redis.get(keys.charge_lock(bought.id)) == "somebody else"
+    assert (await lock_metrics.read(shop.redis)).lost == 1

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
+import structlog.testing
+
+from shared.lock_metrics import LockMetrics
 from shared.narrow_lock import Lock, NarrowLock
 from tests.integration.shopfloor import Shop, until
 
@@ -109,3 +114,100 @@ async def test_an_empty_batch_asks_nobody(shop: Shop) -> None:
     lock = NarrowLock(shop.redis_that_is_down(), TTL)
 
     assert [await lock.acquire([]), await lock.extend([]), await lock.release([])] == [[], [], []]
+
+
+async def test_anybody_can_see_who_has_a_lock(shop: Shop) -> None:
+    lock = NarrowLock(shop.redis, TTL)
+    assert await lock.owner(OURS.key) is None
+    await lock.acquire([OURS])
+    with structlog.testing.capture_logs() as logs:
+        await lock.acquire([THEIRS])
+
+    assert await lock.owner(OURS.key) == OURS.owner
+    assert [(entry["event"], entry["holder"]) for entry in logs] == [("lock_refused", OURS.owner)]
+
+
+class TestRenewing:
+    async def test_a_lock_is_kept_for_longer_than_its_life(self, shop: Shop) -> None:
+        lost: list[Lock] = []
+        lock = NarrowLock(shop.redis, 1.0)
+        await lock.acquire([OURS])
+        async with lock.renewing(OURS, lost.append):
+            await one_life(shop, lock)  # of a lock that nobody renews, obtained later
+            assert shop.plain_redis.get(OURS.key) == OURS.owner
+        assert lost == []
+        await until(lambda: not shop.plain_redis.exists(OURS.key))  # with the block, renewing ended
+
+    async def test_a_lock_that_is_gone_is_told_of_once(self, shop: Shop) -> None:
+        assert await self.lost_after(shop, lambda: shop.plain_redis.delete(OURS.key)) == [OURS]
+        assert not shop.plain_redis.exists(OURS.key)
+
+    async def test_a_lock_that_somebody_else_has_now_is_told_of_once(self, shop: Shop) -> None:
+        assert await self.lost_after(shop, lambda: shop.plain_redis.set(OURS.key, THEIRS.owner, px=60_000)) == [OURS]
+        assert shop.plain_redis.get(OURS.key) == THEIRS.owner
+
+    async def test_a_redis_that_is_silent_for_a_whole_life_has_lost_it(self, shop: Shop) -> None:
+        lost: list[Lock] = []
+        metrics = LockMetrics(0.3)
+        await NarrowLock(shop.redis, 0.3, metrics).acquire([OURS])
+        async with NarrowLock(shop.redis_that_is_down(), 0.3, metrics).renewing(OURS, lost.append):
+            await until(lambda: bool(lost))
+            await one_life(shop, NarrowLock(shop.redis, 0.3))
+        assert lost == [OURS]
+
+    async def test_a_redis_that_hangs_is_not_waited_for_longer_than_a_life(self, shop: Shop) -> None:
+        lost: list[Lock] = []
+        lock = NarrowLock(shop.redis, 0.3)
+        await lock.acquire([OURS])
+        with structlog.testing.capture_logs() as logs:
+            async with lock.renewing(OURS, lost.append):
+                shop.plain_redis.client_pause(900)  # less than REDIS_TIMEOUT, which would end the wait as well
+                await until(lambda: bool(lost))
+        assert lost == [OURS]
+        assert {entry["error"] for entry in logs if entry["event"] == "lock_not_extended"} == {"TimeoutError"}
+
+    async def test_a_redis_that_is_silent_for_less_has_not(self, shop: Shop) -> None:
+        lost: list[Lock] = []
+        lock = NarrowLock(shop.redis, 3.0)
+        await lock.acquire([OURS])
+        with structlog.testing.capture_logs() as logs:
+            async with lock.renewing(OURS, lost.append):
+                shop.plain_redis.client_kill_filter(_id=str(await shop.redis.client_id()))
+                await until(lambda: "lock_not_extended" in {entry["event"] for entry in logs})
+                before = shop.plain_redis.pttl(OURS.key)
+                await until(lambda: shop.plain_redis.pttl(OURS.key) > before)  # the next try extended it
+        assert lost == []
+
+    async def test_a_lock_that_is_released_meanwhile_is_not_lost(self, shop: Shop) -> None:
+        class Late(NarrowLock):
+            extended = 0
+
+            async def extend(self, locks: Sequence[Lock]) -> list[bool]:
+                await self.release(locks)  # by its owner, while the extension is on its way
+                self.extended += 1
+                return await super().extend(locks)
+
+        lost: list[Lock] = []
+        lock = Late(shop.redis, 0.3)
+        await lock.acquire([OURS])
+        async with lock.renewing(OURS, lost.append):
+            await until(lambda: lock.extended == 1)
+            await one_life(shop, lock)
+        assert (lost, lock.extended) == ([], 1)
+
+    async def lost_after(self, shop: Shop, fault: Callable[[], object]) -> list[Lock]:
+        """What `on_lost` was told in more than a life after the fault; the block ran to its end."""
+        lost: list[Lock] = []
+        lock = NarrowLock(shop.redis, 0.3)
+        await lock.acquire([OURS])
+        async with lock.renewing(OURS, lost.append):
+            fault()
+            await until(lambda: bool(lost))
+            await one_life(shop, lock)
+        return lost
+
+
+async def one_life(shop: Shop, lock: NarrowLock) -> None:
+    """Return when a lock that nobody renews was obtained and has run out."""
+    assert await lock.acquire([OTHER]) == [True]
+    await until(lambda: not shop.plain_redis.exists(OTHER.key))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import replace
+from uuid import uuid4
 
 import pytest
 import structlog.testing
@@ -12,7 +13,7 @@ import structlog.testing
 from shared import keys
 from tests.integration.shopfloor import Shop
 from workers.gateways import ChargeOutcome, Confirmed, Declined, InDoubt, NotSent
-from workers.record import Claim, Recorder, Result
+from workers.record import Claim, Recorded, Recorder, Result
 
 
 async def claimed(shop: Shop, number: int = 1) -> list[Claim]:
@@ -33,7 +34,7 @@ async def test_an_outcome_under_an_older_fence_does_not_count_and_moves_no_stock
     shop.sql("UPDATE fairlane.purchases SET fence = nextval('fairlane.fence_seq'), attempt = attempt + 1")
     before = shop.purchases()
     with structlog.testing.capture_logs() as logs:
-        assert await shop.recorder().record([Result.of(claim, outcome)]) == [False]
+        assert await shop.recorder().record([Result.of(claim, outcome)]) == [Recorded.DID_NOT_COUNT]
 
     assert shop.purchases() == before
     assert shop.stock() == (99, 1, 0)
@@ -52,7 +53,7 @@ async def test_a_late_answer_is_still_the_answer(
     (claim,) = await claimed(shop)
     shop.sql("UPDATE fairlane.purchases SET status = %s, doubt_since = now(), ask_at = now()", status)
 
-    assert await shop.recorder().record([Result.of(claim, outcome)]) == [True]
+    assert await shop.recorder().record([Result.of(claim, outcome)]) == [Recorded.COUNTED]
     assert (shop.statuses(), shop.stock()) == ([after], stock)
 
 
@@ -63,7 +64,7 @@ async def test_a_purchase_in_review_is_settled_by_nothing_less_than_a_final_outc
     (claim,) = await claimed(shop)
     shop.sql("UPDATE fairlane.purchases SET status = 'needs_review'")
 
-    assert await shop.recorder().record([Result.of(claim, outcome)]) == [False]
+    assert await shop.recorder().record([Result.of(claim, outcome)]) == [Recorded.DID_NOT_COUNT]
     assert shop.statuses() == ["needs_review"]
 
 
@@ -76,7 +77,7 @@ async def test_a_final_purchase_never_changes_again(shop: Shop, first: ChargeOut
     await shop.recorder().record([Result.of(claim, first)])
     before, stock = shop.purchases(), shop.stock()
 
-    assert await shop.recorder().record([Result.of(claim, second)]) == [False]
+    assert await shop.recorder().record([Result.of(claim, second)]) == [Recorded.DID_NOT_COUNT]
     assert (shop.purchases(), shop.stock()) == (before, stock)
 
 
@@ -92,7 +93,7 @@ async def test_a_group_is_settled_together_each_by_its_own_outcome(shop: Shop) -
     claims = await claimed(shop, 4)
     outcomes: list[ChargeOutcome] = [Confirmed("ch_1"), Declined("no_money"), NotSent("x"), InDoubt("x")]
     results = [Result.of(claim, outcome) for claim, outcome in zip(claims, outcomes, strict=True)]
-    assert await shop.recorder().record(results) == [True] * 4
+    assert await shop.recorder().record(results) == [Recorded.COUNTED] * 4
 
     assert shop.statuses() == ["confirmed", "declined", "reserved", "in_doubt"]
     assert shop.stock() == (97, 2, 1)
@@ -105,7 +106,9 @@ async def test_an_outcome_that_postgres_refuses_does_not_take_its_neighbours_wit
     results = [Result.of(claim, Confirmed(f"ch_{n}")) for n, claim in enumerate(claims)]
     results[3] = replace(results[3], outcome=Confirmed("ch_\x00"))
 
-    assert await shop.recorder().record(results) == [True, True, True, False, True]
+    assert await shop.recorder().record(results) == [Recorded.COUNTED] * 3 + [Recorded.DID_NOT_COUNT] + [
+        Recorded.COUNTED
+    ]
     assert shop.statuses() == ["confirmed"] * 3 + ["charging"] + ["confirmed"]
     assert shop.stock() == (95, 1, 4)
 
@@ -144,7 +147,7 @@ async def test_an_outcome_is_recorded_as_soon_as_postgres_is_back(shop: Shop) ->
         await shop.someone_waits_for_a_lock()  # it tries again, on another connection
         assert not recording.done()
 
-    assert await recording == [True]
+    assert await recording == [Recorded.COUNTED]
     assert (shop.statuses(), shop.stock()) == (["confirmed"], (99, 0, 1))
 
 
@@ -152,7 +155,7 @@ async def test_without_redis_an_outcome_is_recorded_all_the_same(shop: Shop) -> 
     (claim,) = await claimed(shop)
     recorder = Recorder(shop.engine, shop.redis_that_is_down(), shop.caller, shop.settings)
 
-    assert await recorder.record([Result.of(claim, Confirmed("ch_1"))]) == [True]
+    assert await recorder.record([Result.of(claim, Confirmed("ch_1"))]) == [Recorded.COUNTED]
     assert shop.statuses() == ["confirmed"]
 
 
@@ -210,7 +213,7 @@ async def test_the_same_outcome_again_is_success_and_is_told_again(
     before = shop.purchases()
     shop.plain_redis.flushall()
 
-    assert await recorder.record([Result.of(claim, outcome)]) == [True]
+    assert await recorder.record([Result.of(claim, outcome)]) == [Recorded.COUNTED]
     assert shop.purchases() == before
     assert json.loads(str(shop.plain_redis.get(keys.purchase(claim.record.id))).split("|", 2)[2])["status"] == after
 
@@ -220,5 +223,67 @@ async def test_a_second_charge_is_no_success_but_an_alert(shop: Shop) -> None:
     recorder = shop.recorder()
     await recorder.record([Result.of(claim, Confirmed("ch_1"))])
     with structlog.testing.capture_logs() as logs:
-        assert await recorder.record([Result.of(claim, Confirmed("ch_2"))]) == [False]
+        assert await recorder.record([Result.of(claim, Confirmed("ch_2"))]) == [Recorded.DID_NOT_COUNT]
     assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == ["outcome_did_not_count"]
+
+
+async def test_what_somebody_keeps_locked_is_for_later_with_nothing_written_and_its_lock_kept(shop: Shop) -> None:
+    first, kept, last = await claimed(shop, 3)
+    for claim in (first, kept, last):
+        shop.plain_redis.set(claim.lock.key, claim.lock.owner, px=600_000)
+    results = [Result.of(claim, Confirmed(f"ch_{n}")) for n, claim in enumerate((first, kept, last))]
+    with shop.holding("SELECT FROM fairlane.purchases WHERE id = %s FOR NO KEY UPDATE", kept.record.id):
+        async with asyncio.timeout(20):
+            recorded = await shop.recorder().record(results)
+        assert recorded == [Recorded.COUNTED, Recorded.LATER, Recorded.COUNTED]
+        assert shop.statuses() == ["confirmed", "charging", "confirmed"]
+        assert [attempt["outcome"] for attempt in shop.attempts()] == ["confirmed", None, "confirmed"]
+        assert shop.plain_redis.keys("fairlane:lock:*") == [kept.lock.key]
+
+    assert await shop.recorder().record([results[1]]) == [Recorded.COUNTED]
+    assert shop.stock() == (97, 0, 3)
+    assert shop.plain_redis.keys("fairlane:lock:*") == []
+
+
+async def test_an_outcome_of_what_postgres_has_lost_is_not_for_later(shop: Shop) -> None:
+    claim, forgotten = await claimed(shop, 2)
+    results = [Result.of(each, Confirmed("ch_1")) for each in (claim, forgotten)]
+    results[1] = replace(results[1], purchase=uuid4().hex)
+
+    assert await shop.recorder().record(results) == [Recorded.COUNTED, Recorded.DID_NOT_COUNT]
+
+
+async def test_two_outcomes_of_one_purchase_in_a_group_count_each_by_its_fence(shop: Shop) -> None:
+    (claim,) = await claimed(shop)
+    newer = replace(claim, fence=claim.fence + 1_000)
+    shop.sql("UPDATE fairlane.purchases SET fence = fence + 1000")
+    results = [
+        Result.of(each, outcome) for each, outcome in ((claim, Confirmed("ch_1")), (newer, Declined("no_money")))
+    ]
+
+    assert await shop.recorder().record(results) == [Recorded.DID_NOT_COUNT, Recorded.COUNTED]
+    assert (shop.statuses(), shop.stock()) == (["declined"], (100, 0, 0))
+
+
+async def test_not_sent_again_is_no_alert_when_the_purchase_was_claimed_again_meanwhile(shop: Shop) -> None:
+    # The reply to the first commit was lost; before the second try the purchase was due, and claimed under a new fence.
+    (claim,) = await claimed(shop)
+    await shop.recorder().record([Result.of(claim, NotSent("unreachable"))])
+    shop.sql("UPDATE fairlane.purchases SET due_at = now()")
+    (again,) = await shop.claim()
+    before = shop.purchases(), shop.attempts()
+    with structlog.testing.capture_logs() as logs:
+        assert await shop.recorder().record([Result.of(claim, NotSent("unreachable"))]) == [Recorded.COUNTED]
+
+    assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == []
+    assert (shop.purchases(), shop.attempts()) == before
+    assert shop.plain_redis.get(again.lock.key) == again.lock.owner
+
+
+async def test_a_charge_that_did_not_count_is_an_alert_every_time(shop: Shop) -> None:
+    (claim,) = await claimed(shop)
+    shop.sql("UPDATE fairlane.purchases SET fence = fence + 1000")
+    for _ in range(2):
+        with structlog.testing.capture_logs() as logs:
+            assert await shop.recorder().record([Result.of(claim, Confirmed("ch_1"))]) == [Recorded.DID_NOT_COUNT]
+        assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == ["outcome_did_not_count"]

@@ -12,7 +12,8 @@ from shared import keys
 from shared.narrow_lock import Lock, NarrowLock
 from tests.integration.shopfloor import ScriptedGateway, Shop
 from workers.gateways import ChargeRecord, Confirmed, InDoubt, NotSent
-from workers.record import Claim, Result
+from workers.reconcile import Reconciler
+from workers.record import Claim, Recorded, Recorder, Result
 
 OVERDUE = "UPDATE fairlane.purchases SET call_deadline = now() - interval '1 second'"
 SETTLED = "UPDATE fairlane.purchases SET call_deadline = now() - interval '61 seconds', ask_at = now()"
@@ -87,7 +88,7 @@ async def test_not_found_before_the_settle_window_ends_means_nothing(shop: Shop)
 
 async def test_never_charged_gets_one_more_attempt_and_is_then_declined(shop: Shop) -> None:
     claim = await in_doubt(shop)
-    reconciler = shop.reconciler(found(claim))
+    reconciler = shop.reconciler(found(claim), shop.with_settings(never_charged_limit=2))
     shop.sql(SETTLED)
     await reconciler.run_once()
     assert (shop.statuses(), shop.stock()) == (["reserved"], (9, 1, 0))
@@ -140,7 +141,7 @@ async def test_a_late_outcome_under_the_same_fence_settles_the_doubt(
     shop: Shop, outcome: Confirmed | NotSent, after: str
 ) -> None:
     claim = await in_doubt(shop)
-    assert await shop.recorder().record([Result.of(claim, outcome)]) == [True]
+    assert await shop.recorder().record([Result.of(claim, outcome)]) == [Recorded.COUNTED]
     assert shop.statuses() == [after]
 
 
@@ -223,3 +224,53 @@ async def test_two_claims_never_share_a_lock_even_under_the_same_fence(shop: Sho
     locks = NarrowLock(shop.redis, 30)
     assert await locks.acquire([claim.lock]) == [True]
     assert await locks.acquire([again.lock]) == [False]
+
+
+#: Postponed, and not left until its lease is over (CALL_TIMEOUT + CALL_MARGIN, 15 s).
+SOON = "SELECT ask_at > now() AND ask_at < now() + interval '6 seconds' AS soon FROM fairlane.purchases"
+
+
+async def test_a_question_that_found_the_lock_taken_is_asked_again_within_seconds(shop: Shop) -> None:
+    claim = await in_doubt(shop)
+    shop.sql("UPDATE fairlane.purchases SET doubt_since = now() - interval '10 minutes'")
+    await NarrowLock(shop.redis, 30).acquire([Lock(claim.lock.key, "worker-2:7")])
+    reconciled = await shop.reconciler(found(claim, "succeeded")).run_once()
+
+    assert (reconciled.asked, reconciled.postponed) == (0, 1)
+    assert shop.sql(SOON) == [{"soon": True}]
+    assert shop.plain_redis.get(claim.lock.key) == "worker-2:7"
+
+
+async def test_a_question_without_redis_is_asked_again_within_seconds(shop: Shop) -> None:
+    claim = await in_doubt(shop)
+    recorder = Recorder(shop.engine, shop.redis_that_is_down(), shop.caller, shop.settings)
+    reconciler = Reconciler(
+        shop.engine, shop.redis_that_is_down(), found(claim, "succeeded"), recorder, shop.settings, "worker-1"
+    )
+
+    assert (await reconciler.run_once()).asked == 0
+    assert shop.sql(SOON) == [{"soon": True}]
+
+
+async def test_an_answer_about_a_purchase_that_somebody_keeps_locked_waits_alone(shop: Shop) -> None:
+    await shop.item()
+    await shop.hold(shop.order(), shop.order())
+    kept, other = await shop.claim()
+    for claim in (kept, other):
+        await shop.recorder().record([Result.of(claim, InDoubt("timeout"))])
+    gateway = found(kept, "succeeded")
+    gateway.records = {claim.record.id: [ChargeRecord(f"ch_{claim.fence}", "succeeded")] for claim in (kept, other)}
+
+    async def lock_one_of_them(reference: str) -> list[ChargeRecord]:
+        somebody.execute(b"SELECT FROM fairlane.purchases WHERE id = %s FOR UPDATE", [kept.record.id])
+        return await ScriptedGateway.find(gateway, reference)
+
+    gateway.find = lock_one_of_them  # type: ignore[method-assign]
+    with shop.holding("SELECT 1") as somebody:
+        async with asyncio.timeout(20):
+            assert (await shop.reconciler(gateway).run_once()).settled == 1
+        assert (shop.status(kept.record), shop.status(other.record)) == ("in_doubt", "confirmed")
+        assert shop.plain_redis.keys("fairlane:lock:*") == []
+    shop.sql("UPDATE fairlane.purchases SET ask_at = now() WHERE status = 'in_doubt'")
+    assert (await shop.reconciler(found(kept, "succeeded")).run_once()).settled == 1
+    assert shop.statuses() == ["confirmed", "confirmed"]

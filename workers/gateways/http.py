@@ -66,7 +66,7 @@ class HttpGateway:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(deduplicates=False, can_find=True)
+        return Capabilities(deduplicates=False, can_find=True, long_calls=False)
 
     async def charge(self, request: ChargeRequest, *, start_by: float) -> ChargeOutcome:
         """See `Gateway.charge`."""

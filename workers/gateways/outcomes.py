@@ -68,6 +68,9 @@ class Capabilities:
 
     deduplicates: bool  #: It honours `Idempotency-Key`: a repeated call makes no second charge.
     can_find: bool  #: It can be asked for the charges of a reference.
+    #: Its calls have no short deadline and may outlast `CHARGE_LOCK_TTL`: the narrow lock is renewed while one runs.
+    #: Its purchase becomes in doubt meanwhile, but nobody asks about it before the call is over.
+    long_calls: bool = False
 
 
 class GatewayUnavailable(UnavailableError):
