@@ -11,5 +11,8 @@ ledger: whoever calls twice has charged twice, and the ledger shows it. It never
 | `tok_declined…` | 402, reason `card_declined`, recorded as a declined charge |
 | `tok_invalid…` | 422, nothing recorded |
 | `tok_fault_<name>` | the fault of that name, see `faults.py` |
+| `tok_fault_once_<name>` | the same, at the first POST of a reference only |
 | anything else | 201, recorded as a succeeded charge |
+
+`POST /faults {"status": 401, "seconds": 60}` makes it answer everybody so, charges and questions, for a while.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from typing import Annotated, Any
 
@@ -28,6 +29,13 @@ class ChargeBody(msgspec.Struct, forbid_unknown_fields=True):
     payment_token: _Text
 
 
+class Outage(msgspec.Struct, forbid_unknown_fields=True):
+    """What `POST /faults` takes: the status that every charge and every question gets, and for how long from now."""
+
+    status: Annotated[int, msgspec.Meta(ge=400, le=599)]
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=3_600)]
+
+
 class Provider:
     """The handlers. `latency` is in seconds: half of it passes before a charge is recorded, half after.
 
@@ -39,6 +47,12 @@ class Provider:
         self._ledger = ledger
         self._pause = latency / 2
         self._posts: Counter[str] = Counter()
+        self._outage = Outage(status=503, seconds=0)
+        self._outage_ends = time.monotonic()
+        self._refused = 0
+        #: By charge id, when it may be found; and by reference, how often one was asked for too early.
+        self._seen_from: dict[str, float] = {}
+        self._asked_too_early: Counter[str] = Counter()
         self._in_flight = 0
         self._most_at_once = 0
 
@@ -49,6 +63,7 @@ class Provider:
         app.router.add_get("/ledger", self.summary)
         app.router.add_get("/ledger/charges", self.all_charges)
         app.router.add_get("/ledger/posts", self.posts)
+        app.router.add_post("/faults", self.begin_outage)
         app.router.add_get("/healthz", self.healthz)
         return app
 
@@ -65,6 +80,8 @@ class Provider:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return _problem(400, "the body is not JSON")
         self._posts[body.reference] += 1
+        if (refusal := self._refusal()) is not None:
+            return refusal
         self._in_flight += 1
         self._most_at_once = max(self._most_at_once, self._in_flight)
         try:
@@ -76,7 +93,7 @@ class Provider:
         if body.payment_token.startswith("tok_invalid"):
             return _problem(422, "no such payment token")
         try:
-            fault = fault_for(body.payment_token)
+            fault = fault_for(body.payment_token, self._posts[body.reference])
         except KeyError:
             return _problem(422, "no such fault")
         await self._wait()
@@ -89,9 +106,27 @@ class Provider:
 
     async def _fail(self, request: web.Request, body: ChargeBody, fault: Fault) -> web.StreamResponse:
         reply: dict[str, object] = {"id": "ch_none", "reference": body.reference, "status": "succeeded"}
-        if fault.charges:
-            reply = _public(self._record(request, body, None))
+        for _ in range(fault.charges):
+            charge = self._record(request, body, None)
+            self._seen_from[charge.id] = time.monotonic() + fault.unseen
+            reply = _public(charge)
         return await fault.answer(request, reply)
+
+    def _refusal(self) -> web.Response | None:
+        """What everybody is told during an outage."""
+        if time.monotonic() >= self._outage_ends:
+            return None
+        self._refused += 1
+        return _problem(self._outage.status, "an outage was asked for")
+
+    async def begin_outage(self, request: web.Request) -> web.Response:
+        """`POST /faults`: from now on everybody gets this status, for so long; 0 seconds end it."""
+        try:
+            self._outage = msgspec.json.decode(await request.read(), type=Outage)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            return _problem(422, str(error))
+        self._outage_ends = time.monotonic() + self._outage.seconds
+        return _json({"status": "ok"})
 
     def _record(self, request: web.Request, body: ChargeBody, reason: str | None) -> Charge:
         return self._ledger.record(
@@ -112,11 +147,16 @@ class Provider:
         reference = request.query.get("reference")
         if not reference:
             return _problem(400, "name a reference")
-        charges = self._ledger.find(reference)
+        if (refusal := self._refusal()) is not None:
+            return refusal
+        known = self._ledger.find(reference)
+        charges = [charge for charge in known if self._seen_from.get(charge.id, 0.0) <= time.monotonic()]
+        self._asked_too_early[reference] += len(charges) < len(known)
         return _json({"charges": [{"id": charge.id, "status": charge.status} for charge in charges]})
 
     async def summary(self, request: web.Request) -> web.Response:
-        """`GET /ledger`: counts of the whole ledger; of this process, POSTs taken and the most at once."""
+        """`GET /ledger`: counts of the whole ledger; of this process, POSTs taken, the most at once, and those refused
+        (with the questions) in an outage."""
         charges = self._ledger.charges
         succeeded = sum(charge.status == "succeeded" for charge in charges)
         return _json(
@@ -127,6 +167,7 @@ class Provider:
                 "charged_twice": sorted(self._ledger.charged_twice()),
                 "posts": self._posts.total(),
                 "most_at_once": self._most_at_once,
+                "refused": self._refused,
             }
         )
 
@@ -136,8 +177,10 @@ class Provider:
         return web.Response(body=lines, content_type="application/x-ndjson")
 
     async def posts(self, request: web.Request) -> web.Response:
-        """`GET /ledger/posts?reference=`: how many valid POSTs this process has taken for a reference."""
-        return _json({"posts": self._posts[request.query.get("reference", "")]})
+        """`GET /ledger/posts?reference=`: how many valid POSTs this process has taken for a reference, and how many
+        questions it answered without a charge that it had made."""
+        reference = request.query.get("reference", "")
+        return _json({"posts": self._posts[reference], "asked_too_early": self._asked_too_early[reference]})
 
     async def healthz(self, request: web.Request) -> web.Response:
         return _json({"status": "ok"})

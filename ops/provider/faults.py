@@ -1,7 +1,8 @@
 """The ways a provider can fail a caller, by name: `tok_fault_<name>` as the payment token asks for one.
 
-Each fault says whether the charge is made before things go wrong. The caller cannot see which; the ledger
-can.
+`tok_fault_once_<name>` asks for it at the first POST of a reference only; later ones are answered well.
+
+Each fault says how many charges are made before things go wrong. The caller cannot see it; the ledger can.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import msgspec
 from aiohttp import web
 
 PREFIX = "tok_fault_"
+ONCE = "once_"
 
 #: Seconds between two looks at whether a caller kept waiting in silence has gone. Nobody waits for the
 #: result.
@@ -25,15 +27,23 @@ HANG_UP_CHECK = 0.05
 #: timeout.
 SLOW = 3.0
 
+#: Seconds in which a charge that is shown late cannot be found: longer than a caller waits with its first
+#: question, shorter than any sensible settle window.
+UNSEEN = 3.0
+
 Answer = Callable[[web.Request, dict[str, object]], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What happens instead of a good reply. `answer` is given the reply a good provider would have sent."""
+    """What happens instead of a good reply. `answer` is given the reply a good provider would have sent.
 
-    charges: bool
+    `charges` are made before that, and are found by their reference `unseen` seconds later.
+    """
+
+    charges: int
     answer: Answer
+    unseen: float = 0.0
 
 
 async def _silence(request: web.Request, reply: dict[str, object]) -> web.StreamResponse:
@@ -110,42 +120,54 @@ def _altered(code: int = 201, /, **changes: object) -> Answer:
 
 
 FAULTS: dict[str, Fault] = {
-    "silent_before_charge": Fault(False, _silence),
-    "silent_after_charge": Fault(True, _silence),
-    "slow": Fault(True, _slow),
-    "reset_before_charge": Fault(False, _reset),
-    "reset_after_charge": Fault(True, _reset),
-    "hang_up_before_charge": Fault(False, _hang_up),
-    "hang_up_after_charge": Fault(True, _hang_up),
-    "half_reply": Fault(True, _half),
-    "stalled_reply": Fault(True, _stall),
-    "500_before_charge": Fault(False, _with_status(500)),
-    "500_after_charge": Fault(True, _with_status(500)),
-    "503_before_charge": Fault(False, _with_status(503, **{"Retry-After": "1"})),
-    "redirect_before_charge": Fault(False, _redirect),
-    "redirect_after_charge": Fault(True, _redirect),
-    "html_201": Fault(True, _html(201)),
-    "html_402": Fault(False, _html(402)),
-    "huge_201": Fault(True, _altered(padding="x" * 1_000_000)),
-    "pending_201": Fault(True, _altered(status="pending")),
-    "other_reference_201": Fault(True, _altered(reference="someone-else")),
-    "no_id_201": Fault(True, _altered(id="")),
-    "unsafe_id_201": Fault(True, _altered(id="ch_\x00")),
-    "succeeded_402": Fault(True, _altered(402)),
-    "bare_402": Fault(False, _with_status(402)),
-    "good_200": Fault(True, _altered(200)),
-    "empty_204": Fault(True, _with_status(204)),
-    "400": Fault(False, _with_status(400)),
-    "401": Fault(False, _with_status(401)),
-    "403": Fault(False, _with_status(403)),
-    "404": Fault(False, _with_status(404)),
-    "409": Fault(False, _with_status(409)),
-    "429": Fault(False, _with_status(429, **{"Retry-After": "7"})),
+    "silent_before_charge": Fault(0, _silence),
+    "silent_after_charge": Fault(1, _silence),
+    "slow": Fault(1, _slow),
+    "reset_before_charge": Fault(0, _reset),
+    "reset_after_charge": Fault(1, _reset),
+    "hang_up_before_charge": Fault(0, _hang_up),
+    "hang_up_after_charge": Fault(1, _hang_up),
+    "half_reply": Fault(1, _half),
+    "stalled_reply": Fault(1, _stall),
+    "500_before_charge": Fault(0, _with_status(500)),
+    "500_after_charge": Fault(1, _with_status(500)),
+    "503_before_charge": Fault(0, _with_status(503, **{"Retry-After": "1"})),
+    "redirect_before_charge": Fault(0, _redirect),
+    "redirect_after_charge": Fault(1, _redirect),
+    "html_201": Fault(1, _html(201)),
+    "html_402": Fault(0, _html(402)),
+    "huge_201": Fault(1, _altered(padding="x" * 1_000_000)),
+    "pending_201": Fault(1, _altered(status="pending")),
+    "other_reference_201": Fault(1, _altered(reference="someone-else")),
+    "no_id_201": Fault(1, _altered(id="")),
+    "unsafe_id_201": Fault(1, _altered(id="ch_\x00")),
+    "succeeded_402": Fault(1, _altered(402)),
+    "bare_402": Fault(0, _with_status(402)),
+    "good_200": Fault(1, _altered(200)),
+    "empty_204": Fault(1, _with_status(204)),
+    "400": Fault(0, _with_status(400)),
+    "401": Fault(0, _with_status(401)),
+    "403": Fault(0, _with_status(403)),
+    "404": Fault(0, _with_status(404)),
+    "409": Fault(0, _with_status(409)),
+    "429": Fault(0, _with_status(429, **{"Retry-After": "7"})),
+}
+
+#: Faults of the books rather than of the reply, which is one of those above or good.
+BOOK_FAULTS: dict[str, Fault] = {
+    "reset_and_shown_late": Fault(1, _reset, unseen=UNSEEN),
+    "reset_after_two_charges": Fault(2, _reset),
+    "two_charges_201": Fault(2, _altered()),
 }
 
 
-def fault_for(payment_token: str) -> Fault | None:
-    """The fault this token asks for; `None` for an ordinary one. Raises `KeyError` for an unknown fault."""
+def fault_for(payment_token: str, post: int = 1) -> Fault | None:
+    """The fault this token asks for at the `post`-th POST of a reference; `None` for none.
+
+    Raises `KeyError` for an unknown fault.
+    """
     if not payment_token.startswith(PREFIX):
         return None
-    return FAULTS[payment_token.removeprefix(PREFIX)]
+    name = payment_token.removeprefix(PREFIX)
+    fault = (FAULTS | BOOK_FAULTS)[name.removeprefix(ONCE)]
+    return None if name.startswith(ONCE) and post > 1 else fault

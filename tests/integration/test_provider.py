@@ -146,6 +146,51 @@ async def test_other_content_types_and_empty_questions_are_refused(provider: Pro
         assert response.status == 400
 
 
+async def test_a_fault_asked_for_once_happens_at_the_first_post_only(provider: ProviderProcess) -> None:
+    first, other = a_charge("tok_fault_once_500_after_charge"), a_charge("tok_fault_once_500_after_charge")
+    assert [(await post(provider, charge))[0] for charge in (first, first, other)] == [500, 201, 500]
+
+
+async def test_two_charges_are_made_of_one_post(provider: ProviderProcess) -> None:
+    charge = a_charge("tok_fault_two_charges_201")
+    status, reply = await post(provider, charge)
+    found = (await get(provider, f"/charges?reference={charge['reference']}"))["charges"]
+    assert (status, len(found), reply["id"]) == (201, 2, found[1]["id"])
+    assert (await get(provider, "/ledger"))["charged_twice"] == [charge["reference"]]
+
+
+async def test_a_charge_shown_late_is_on_the_books_at_once_and_found_later(provider: ProviderProcess) -> None:
+    reference = "late"
+    with pytest.raises(aiohttp.ClientError):
+        await post(provider, a_charge("tok_fault_reset_and_shown_late", reference=reference))
+    assert (await get(provider, "/ledger"))["succeeded"] == 1
+    assert (await get(provider, f"/charges?reference={reference}"))["charges"] == []
+    assert (await get(provider, f"/ledger/posts?reference={reference}")) == {"posts": 1, "asked_too_early": 1}
+
+    async def found() -> bool:
+        return bool((await get(provider, f"/charges?reference={reference}"))["charges"])
+
+    await until(found)
+
+
+async def test_an_outage_is_told_everybody_charges_nobody_and_ends(provider: ProviderProcess) -> None:
+    async with aiohttp.ClientSession() as session:
+
+        async def outage(**asked: object) -> int:
+            async with session.post(f"{provider.url}/faults", json=asked) as reply:
+                return reply.status
+
+        assert await outage(status=200, seconds=1) == 422
+        assert await outage(status=401, seconds=600) == 200
+        assert (await post(provider, a_charge(reference="early")))[0] == 401
+        async with session.get(f"{provider.url}/charges?reference=early") as reply:
+            assert reply.status == 401
+        summary = await get(provider, "/ledger")
+        assert (summary["charges"], summary["posts"], summary["refused"]) == (0, 1, 2)
+        assert await outage(status=401, seconds=0) == 200
+        assert (await post(provider, a_charge(reference="early")))[0] == 201
+
+
 async def test_the_ledger_holds_no_token(provider: ProviderProcess) -> None:
     for token in ("tok_visa_s3cret", "tok_declined_s3cret", "tok_invalid_s3cret"):
         await post(provider, a_charge(token))
