@@ -17,7 +17,7 @@ from typing import Any
 import psycopg
 import structlog
 from sqlalchemy import Connection, Engine, create_engine, event, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -123,7 +123,7 @@ def check_lanes(connection: Connection, lanes: int) -> None:
     """
     try:
         found = connection.execute(text("SELECT count(*) FROM fairlane.lanes")).scalar_one()
-    except DBAPIError as error:
+    except ProgrammingError as error:
         raise SettingsError(f"FAIRLANE_DATABASE_URL: run `fairlane migrate` first ({cause(error)})") from error
     if found != lanes:
         raise LanesMismatchError(f"FAIRLANE_LANES: is {lanes}, but this database was laid out for {found} lanes")

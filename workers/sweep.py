@@ -69,6 +69,18 @@ class Swept:
     doors: tuple[Door, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Holds that were ended, the door records of their items, and the lanes where somebody waits for those."""
+
+    records: tuple[PurchaseRecord, ...] = ()
+    doors: tuple[Door, ...] = ()
+    lanes: tuple[int, ...] = ()
+
+    def __add__(self, other: Ended) -> Ended:
+        return Ended(self.records + other.records, self.doors + other.doors, self.lanes + other.lanes)
+
+
 class Sweep:
     """One round of healing, `run_once`, and the loop around it."""
 
@@ -150,20 +162,32 @@ class Sweep:
     async def _end_holds(self, swept: Swept) -> Swept:
         """End the holds that ran out, and call the lanes where somebody waits for them.
 
-        A transaction of its own, as it waits for items: one that somebody keeps must not stop the rest of the sweep.
+        Transactions of their own, as they wait for items: one that somebody keeps, or whose books do not add up, must
+        stop neither the rest of the sweep nor the holds of other items.
         """
+        ended = await self._end_holds_of(None)
+        if ended is None:
+            async with self._engine.connect() as connection:
+                items = (await connection.execute(recover.ITEMS_WITH_ENDED_HOLDS)).scalars().all()
+            each = [await self._end_holds_of(item) for item in items]
+            ended = sum((found for found in each if found is not None), start=Ended())
+        lanes = tuple(sorted({*swept.lanes, *ended.lanes}))
+        return replace(swept, lanes=lanes, expired=ended.records, doors=ended.doors)
+
+    async def _end_holds_of(self, item: str | None) -> Ended | None:
+        """The ended holds of one item, or of all; None if that failed."""
         try:
             async with transaction(self._engine, self._settings) as connection:
-                rows = (await connection.execute(recover.EXPIRE, {"batch": _BATCH})).mappings().all()
+                values = {"batch": _BATCH, "item": item}
+                rows = (await connection.execute(recover.EXPIRE, values)).mappings().all()
                 expired = tuple(PurchaseRecord.from_row(row) for row in rows)
                 moved_doors = await self._return_stock(connection, expired)
                 skus = {"skus": [door.sku for door in moved_doors]}
-                moving = (await connection.execute(charge.LANES_WITH_WAITLISTS, skus)).scalars().all()
+                lanes = (await connection.execute(charge.LANES_WITH_WAITLISTS, skus)).scalars().all()
         except (SQLAlchemyError, OSError) as error:
-            log.warning("holds_not_ended", error=cause(error))
-            return swept
-        lanes = tuple(sorted({*swept.lanes, *moving}))
-        return replace(swept, lanes=lanes, expired=expired, doors=moved_doors)
+            log.warning("holds_not_ended", item=item, error=cause(error))
+            return None
+        return Ended(expired, moved_doors, tuple(lanes))
 
     async def _return_stock(self, connection: AsyncConnection, expired: tuple[PurchaseRecord, ...]) -> tuple[Door, ...]:
         """Give back what these holds held, in the transaction that ended them."""

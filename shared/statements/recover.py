@@ -25,7 +25,7 @@ there or not, changes nothing."""
 EXPIRE = text(f"""
 WITH expired AS (
     SELECT id FROM fairlane.purchases
-    WHERE status = 'reserved' AND expires_at <= now()
+    WHERE status = 'reserved' AND expires_at <= now() AND (CAST(:item AS text) IS NULL OR item = CAST(:item AS text))
     ORDER BY seq LIMIT :batch
     FOR NO KEY UPDATE SKIP LOCKED
 )
@@ -35,8 +35,13 @@ SET status = 'expired', reason = 'hold_ran_out', rev = p.rev + 1, due_at = NULL,
 FROM expired WHERE p.id = expired.id AND p.status = 'reserved'
 RETURNING {COLUMNS}
 """)
-"""Holds that ran out, before a charge was claimed or after it was provably not made. Their stock goes back in the same
-transaction (charge.SETTLE_STOCK)."""
+"""Holds that ran out, of one item or of all, before a charge was claimed or after it was provably not made. Their
+stock goes back in the same transaction (charge.SETTLE_STOCK)."""
+
+ITEMS_WITH_ENDED_HOLDS = text("""
+SELECT DISTINCT item FROM fairlane.purchases WHERE status = 'reserved' AND expires_at <= now() ORDER BY item
+""")
+"""For ending holds item by item, when one of them keeps the others from it."""
 
 CLAIM_QUESTIONS = text(f"""
 WITH due AS (

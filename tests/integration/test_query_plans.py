@@ -66,7 +66,7 @@ QUESTIONS: dict[str, tuple[TextClause, Mapping[str, Any], str | tuple[str, ...]]
     "all waitlists that move": (sweep.LANES_WITH_MOVING_WAITLISTS, {}, "purchases_waitlisted"),
     "whether charges are due": (sweep.FIRST_DUE, {}, RESERVED),
     "claims without an outcome": (recover.MARK_IN_DOUBT, {"batch": 500}, "purchases_overdue"),
-    "holds that ran out": (recover.EXPIRE, {"batch": 500}, "purchases_expiring"),
+    "holds that ran out": (recover.EXPIRE, {"batch": 500, "item": None}, "purchases_expiring"),
     "what only an operator can settle": (review.IN_REVIEW, {"id": None}, "purchases_in_review"),
     "questions to the provider": (
         recover.CLAIM_QUESTIONS,

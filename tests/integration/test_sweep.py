@@ -169,6 +169,20 @@ async def test_one_sweep_works_at_a_time(shop: Shop) -> None:
     assert (await sweep(shop).run_once()).ours  # and nobody has to be elected
 
 
+async def test_an_item_that_somebody_keeps_does_not_keep_the_holds_of_others_from_ending(shop: Shop) -> None:
+    await shop.item()
+    await shop.item("sku-2")
+    kept, other = await shop.hold(shop.order(), shop.order("sku-2"))
+    shop.sql("UPDATE fairlane.purchases SET expires_at = now()")
+    with shop.holding("SELECT FROM fairlane.items WHERE sku = 'sku-1' FOR NO KEY UPDATE"):
+        swept = await Sweep(shop.engine, shop.redis, shop.caller, shop.with_settings(lock_timeout=0.2)).run_once()
+        assert [record.id for record in swept.expired] == [other.id]
+        assert (shop.status(kept), shop.stock("sku-2")) == ("reserved", (10, 0, 0))
+
+    assert [record.id for record in (await sweep(shop).run_once()).expired] == [kept.id]
+    assert shop.stock() == (10, 0, 0)
+
+
 async def test_watermarks_are_written_again_after_a_flush(shop: Shop) -> None:
     saved = await shop.item()
     (bought,) = await shop.hold(shop.order())
