@@ -10,12 +10,12 @@ import structlog
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from redis import RedisError
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from producers.failures import describe
 from producers.parts import Parts
 from producers.problems import UNAVAILABLE, Problem
-from shared.database import check_lanes, is_passing
+from shared.database import check_lanes
 from shared.errors import SettingsError
 
 log = structlog.get_logger()
@@ -102,8 +102,6 @@ async def _postgres(parts: Parts) -> str:
             await connection.run_sync(check_lanes, parts.settings.lanes)
         except SettingsError as error:
             log.warning("not_ready", part="postgres", message=str(error))
-            if isinstance(error.__cause__, DBAPIError) and is_passing(error.__cause__):
-                return "does not answer"
             return "is not migrated or laid out for another number of lanes, see the log"
     return _OK
 
