@@ -13,7 +13,9 @@ again (`CALLED_TTL`, `SWEEP_EVERY`, `LOCK_TIMEOUT`, `IDLE_IN_TRANSACTION_TIMEOUT
 from __future__ import annotations
 
 import asyncio
+import json
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -30,8 +32,9 @@ from ops.sandbox import ProviderProcess
 from shared.routing import lane_of
 from shared.settings import Settings
 from shared.states import FINAL
-from tests.acceptance.service import API_KEYS, READY_WITHIN, RELEASE_WITHIN, SELLING, Service, is_ready
+from tests.acceptance.service import API_KEYS, READY_WITHIN, RELEASE_WITHIN, SELLING, Service, is_ready, status_of
 from tests.faults.crowd import Crowd
+from tests.faults.traps import Trap
 from tests.processes.containers import WORKER_READY
 from tests.processes.process import OwnedProcess
 from tests.processes.procfile import ProcfileStack
@@ -84,11 +87,16 @@ class Floor:
         self.service = Service(processes, environment, valkey, provider, logs)
         #: The line of the Procfile that each process was started from.
         self.lines: dict[str, str] = {}
+        self._traps = logs.parent / "traps"
 
     @property
     def url(self) -> str:
         """The API's base URL."""
         return self.service.url
+
+    def url_of(self, name: str) -> str:
+        """The base URL of one API process, which may be a second one with a `FAIRLANE_PORT` of its own."""
+        return f"http://127.0.0.1:{self.processes[name].env['FAIRLANE_PORT']}"
 
     @property
     def settings(self) -> Settings:
@@ -111,10 +119,24 @@ class Floor:
             process.env |= dict(env or {})
             process.start()
         else:
-            process = self.processes.start(line, name=name, env=env)
-            self.lines[name] = line
+            process = self.processes.start(line, name=name, env=self._with_traps(name) | dict(env or {}))
+        self.lines[name] = line
         self.wait_ready([name])
         return process
+
+    def _with_traps(self, name: str) -> dict[str, str]:
+        folder = self._traps / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return {"FAIRLANE_CRASH_AT": f"{folder}/"}
+
+    def trap(self, name: str, point: str, action: str = "kill") -> Trap:
+        """From now on, the first process of `name` that passes this crash point dies there, or freezes (`stop`)."""
+        return Trap(self._traps / name, point, action)
+
+    def dismiss(self, name: str) -> None:
+        """End a process that a test added, with SIGKILL; it is not started again."""
+        self.processes[name].kill()
+        del self.lines[name]
 
     def kill(self, name: str) -> None:
         """SIGKILL to every process of the line."""
@@ -124,7 +146,7 @@ class Floor:
         assert not process.alive
 
     def restore(self, names: Sequence[str] | None = None) -> None:
-        """Everything that was started runs again and is ready: servers, provider, processes."""
+        """Everything that was started runs again and is ready: servers, provider, processes. No trap is set."""
         if self.postgres.pid is None:
             self.postgres.start()
         if self.valkey.pid is None:
@@ -133,8 +155,10 @@ class Floor:
             self.provider.start()
         wanted = [name for name in self.lines if names is None or name in names]
         for name in wanted:
+            for trap in (self._traps / name).glob("*"):
+                trap.unlink()
             process = self.processes[name]
-            if process.alive and process.paused:
+            if process.alive:  # and perhaps stopped, as a whole or one of its children
                 process.resume()
             if not process.alive:
                 process.start()
@@ -143,12 +167,15 @@ class Floor:
     def wait_ready(self, names: Sequence[str]) -> None:
         """Return when these processes do their work."""
         for name in names:
-            self.processes[name].wait_ready(lambda name=name: self._is_ready(name), READY_WITHIN)  # type: ignore[misc]
+            self.processes[name].wait_ready(lambda name=name: self.is_ready(name), READY_WITHIN)  # type: ignore[misc]
 
-    def _is_ready(self, name: str) -> bool:
+    def is_ready(self, name: str) -> bool:
+        """Whether this process does its work; it must be alive."""
         line = self.lines[name]
         if line in ("lanes", "charges"):
             return WORKER_READY in self.processes[name].logs_of_run()
+        if line == "web":
+            return status_of(f"{self.url_of(name)}/readyz") == 200
         return is_ready(self.service, line)
 
     def put_item(self, sku: str, stock: int, **columns: object) -> None:
@@ -170,6 +197,15 @@ class Floor:
             list(skus),
         )
         return Counter({row["status"]: row["n"] for row in rows})
+
+    def posts(self, sku: str) -> dict[str, int]:
+        """How many calls the provider has taken for each purchase of this item, answered or not."""
+        taken = {}
+        for row in self.service.purchases(sku):
+            page = f"{self.provider.url}/ledger/posts?reference={row['id']}"
+            with urllib.request.urlopen(page, timeout=5) as reply:  # noqa: S310  # the floor's own provider
+                taken[row["id"]] = int(json.load(reply)["posts"])
+        return taken
 
     async def ends_well(self, buyers: Crowd, *, within: float = FINAL_WITHIN) -> Ending:
         """Wait until all that was accepted is final, then check every promise; returns how it ended."""
@@ -245,7 +281,7 @@ def open_floor(
         processes.run("release", bound=RELEASE_WITHIN)
         floor = Floor(postgres, valkey, provider, processes, environment, logs)
         for line in lines:
-            processes.start(line, env=(per_line or {}).get(line))
             floor.lines[line] = line
+            processes.start(line, env=floor._with_traps(line) | dict((per_line or {}).get(line, {})))
         floor.wait_ready(lines)
         yield floor
