@@ -3,16 +3,18 @@
 PYTHON ?= python3
 UV ?= uv
 ARGS ?=
+SEED ?=
+MINUTES ?=
 
 BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo dev test lint types ci lock clean
+.PHONY: help demo dev test chaos mutants lint types ci lock clean
 
 help: ## List these commands.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 # Each of the next commands is one plain command, so make starts it without a shell in between: Ctrl-C and
 # SIGTERM reach it directly, and make waits until it has put everything away.
@@ -25,6 +27,12 @@ dev: $(STAMP) ## Run every process on embedded servers and the sandbox provider 
 
 test: $(STAMP) ## Run the tests; ARGS="-k word" chooses some.
 	@$(BIN)/pytest $(ARGS)
+
+chaos: $(STAMP) ## Run a sale while everything fails, for MINUTES=10; SEED=7 replays the faults of a run.
+	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+
+mutants: $(STAMP) ## Take each line that keeps a promise away and expect its test to fail; ARGS="word" chooses some.
+	@$(BIN)/python -m tests.mutants $(ARGS)
 
 lint: $(STAMP) ## Check style, formatting and which package may import which.
 	@$(BIN)/ruff check

@@ -151,6 +151,15 @@ async def test_twin_batches_in_opposite_orders_do_not_deadlock(shop: Shop) -> No
     assert sorted(row["idempotency_key"] for row in shop.purchases()) == wanted
 
 
+async def test_a_key_that_somebody_committed_while_the_insert_waited_is_found(shop: Shop) -> None:
+    await shop.item()
+    with key_being_inserted(shop, "one") as somebody:
+        accepting = asyncio.create_task(shop.acceptor().accept(shop.order(key="one")))
+        await shop.someone_waits_for_a_lock()
+        somebody.commit()
+        assert await accepting == KeyReused()  # they had asked for something else
+
+
 async def test_places_in_the_line_are_given_in_order_of_arrival_not_of_the_keys(shop: Shop) -> None:
     await shop.item(stock=1_000)
     orders = [shop.order(key=f"k-{9_999 - n}") for n in range(150)]

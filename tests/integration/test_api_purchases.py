@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import psycopg
+from redis import Redis
 
+from shared import keys
 from tests.integration.conftest import RunApi
 from tests.integration.http_calls import ADMIN, SHOP, Answer, assert_problem, call
 from tests.processes.process import wait_for
@@ -20,7 +22,12 @@ async def buy(api: str, key: str) -> Answer:
 async def test_a_full_queue_refuses_new_keys_and_answers_known_ones(
     run_api: RunApi, environment: dict[str, str]
 ) -> None:
-    patient = {"FAIRLANE_LOCK_TIMEOUT": "60", "FAIRLANE_STATEMENT_TIMEOUT": "60", "FAIRLANE_ACCEPT_QUEUE": "1"}
+    patient = {
+        "FAIRLANE_LOCK_TIMEOUT": "60",
+        "FAIRLANE_STATEMENT_TIMEOUT": "60",
+        "FAIRLANE_CONNECTION_TIMEOUT": "90",
+        "FAIRLANE_ACCEPT_QUEUE": "1",
+    }
     with run_api(environment | patient) as api:
         terms = {"name": "Tee", "stock": 9, "price": 100, "currency": "EUR"}
         assert (await call("PUT", f"{api}/v1/items/tee", ADMIN, terms)).status == 201
@@ -46,6 +53,20 @@ async def test_a_full_queue_refuses_new_keys_and_answers_known_ones(
             assert again.json["id"] == bought.json["id"]
         answers = await asyncio.gather(committing, *others)
         assert sorted(answer.status for answer in answers) == [202, 202, 503]
+
+
+async def test_a_known_key_is_answered_where_a_new_one_is_refused(api: str, api_environment: dict[str, str]) -> None:
+    terms = {"name": "Tee", "stock": 1, "price": 100, "currency": "EUR"}
+    assert (await call("PUT", f"{api}/v1/items/tee", ADMIN, terms)).status == 201
+    bought = await buy(api, "the-last")
+    assert (await call("PUT", f"{api}/v1/items/tee", ADMIN, terms | {"stock": 0})).status == 200
+    with Redis.from_url(api_environment["FAIRLANE_REDIS_URL"]) as redis:
+        assert redis.delete(keys.seen("shop", "the-last")) == 1  # the door has forgotten it; Postgres has not
+
+    assert_problem(await buy(api, "too-late"), 409, "sold-out")
+    again = await buy(api, "the-last")
+    assert (again.status, again.json.get("id")) == (202, bought.json["id"])
+    assert again.headers["Idempotent-Replayed"] == "true"
 
 
 async def test_times_are_shown_in_utc_with_six_fraction_digits(api: str) -> None:
