@@ -169,7 +169,9 @@ class Recorder:
             return Recorded.LATER
         if (result.purchase, result.fence) in written.records:
             return Recorded.COUNTED
-        log.error("outcome_did_not_count", purchase=result.purchase, outcome=result.outcome)
+        # Nothing happened that somebody must look at if it was not even sent: a frozen worker woke up.
+        tell = log.warning if isinstance(result.outcome, NotSent) else log.error
+        tell("outcome_did_not_count", purchase=result.purchase, outcome=result.outcome)
         return Recorded.DID_NOT_COUNT
 
     async def _written(self, results: Sequence[Result]) -> Written:
