@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 from celery.worker.consumer import Consumer
 from kombu import Connection
@@ -13,8 +14,19 @@ from kombu import Connection
 _PAUSE = 1
 
 
+#: What kombu and billiard raise now and then when a broker is lost in the middle of a message, or just as a pool
+#: process died. Celery ends the worker at an error it does not know; here it connects anew and finds all in order.
+_LOST_AS_WELL = (AttributeError, StopIteration)
+
+
 class PromptConsumer(Consumer):
-    """Celery's consumer, with tries to reconnect that stay close to each other."""
+    """Celery's consumer, with tries to reconnect that stay close to each other and do not end."""
+
+    connection_errors: tuple[type[BaseException], ...]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.connection_errors = (*self.connection_errors, *_LOST_AS_WELL)
 
     def ensure_connected(self, conn: Connection) -> Connection:
         """Connect, however long it takes."""

@@ -28,6 +28,17 @@ def test_a_lost_connection_is_put_away_whatever_kombu_makes_of_it(monkeypatch: p
     PromptConsumer.on_connection_error_after_connected(PromptConsumer.__new__(PromptConsumer), OSError())
 
 
+@pytest.mark.parametrize("error", [OSError, AttributeError, StopIteration])
+def test_what_is_raised_when_a_connection_is_lost_does_not_end_a_worker(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def made(consumer: Consumer) -> None:
+        consumer.connection_errors = (OSError,)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(Consumer, "__init__", made)
+    assert issubclass(error, PromptConsumer().connection_errors)
+
+
 def test_the_workers_are_made_of_them() -> None:
     settings = Settings(database_url="postgresql://u@h/d", redis_url="redis://127.0.0.1:9/0")
     app = make_celery(settings)
