@@ -14,9 +14,9 @@ from kombu import Connection
 _PAUSE = 1
 
 
-#: What kombu and billiard raise now and then when a broker is lost in the middle of a message, or just as a pool
-#: process died. Celery ends the worker at an error it does not know; here it connects anew and finds all in order.
-_LOST_AS_WELL = (AttributeError, StopIteration)
+#: What kombu raises now and then when a broker is lost in the middle of a message. Celery ends the worker at an error
+#: it does not know; here it connects anew and finds all in order.
+_LOST_AS_WELL = (AttributeError,)
 
 
 class PromptConsumer(Consumer):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery.concurrency.asynpool import AsynPool
 from celery.worker.consumer import Consumer
 
 from shared.calling import make_celery
@@ -20,6 +21,14 @@ def test_a_process_whose_end_was_noticed_is_not_watched_again() -> None:
     SturdyPool._track_child_process(SturdyPool.__new__(SturdyPool), ended, hub)
 
 
+def test_a_process_without_pipes_for_its_successor_is_replaced_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_pipes(_: AsynPool) -> None:
+        raise StopIteration
+
+    monkeypatch.setattr(AsynPool, "maintain_pool", no_pipes)
+    SturdyPool.maintain_pool(SturdyPool.__new__(SturdyPool))
+
+
 def test_a_lost_connection_is_put_away_whatever_kombu_makes_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def emptied(*_: Any) -> None:
         raise AttributeError("'NoneType' object has no attribute 'hostname'")
@@ -28,7 +37,7 @@ def test_a_lost_connection_is_put_away_whatever_kombu_makes_of_it(monkeypatch: p
     PromptConsumer.on_connection_error_after_connected(PromptConsumer.__new__(PromptConsumer), OSError())
 
 
-@pytest.mark.parametrize("error", [OSError, AttributeError, StopIteration])
+@pytest.mark.parametrize("error", [OSError, AttributeError])
 def test_what_is_raised_when_a_connection_is_lost_does_not_end_a_worker(
     monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
