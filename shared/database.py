@@ -151,5 +151,5 @@ def is_passing(error: BaseException) -> bool:
     state = getattr(error.orig, "sqlstate", None)
     if not isinstance(state, str):
         # Without a state it never reached the server, or the connection broke.
-        return error.connection_invalidated or type(error.orig).__name__ in {"OperationalError", "InterfaceError"}
+        return error.connection_invalidated or isinstance(error.orig, psycopg.OperationalError | psycopg.InterfaceError)
     return state.startswith(_PASSING_STATES)

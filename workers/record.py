@@ -11,7 +11,7 @@ import random
 import secrets
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum, auto
 from typing import Any, assert_never
@@ -200,10 +200,11 @@ class Recorder:
 
     async def _write(self, results: Sequence[Result]) -> Written:
         async with transaction(self._engine, self._settings) as connection:
-            passed_over = await self._lock(connection, results)
-            results = [result for result in results if result.purchase not in passed_over]
-            if not results:
+            passed_over, unpaid = await self._lock(connection, results)
+            brought = [result for result in results if result.purchase not in passed_over]
+            if not brought:
                 return Written(passed_over=passed_over)
+            results = await self._claim_again(connection, brought, unpaid)
             rows = [_row(result, self._settings.charge_retry) for result in results]
             told = {
                 "ids": [result.purchase for result in results],
@@ -221,6 +222,9 @@ class Recorder:
             moved = {(row["id"].hex, row["fence"]): PurchaseRecord.from_row(row) for row in written}
             moved_doors = await self._settle_stock(connection, list(moved.values()))
             records = moved | await self._recorded_before(connection, results, rows, moved)
+            for told_as, result in zip(brought, results, strict=True):
+                if (record := records.get((result.purchase, result.fence))) is not None:
+                    records[told_as.purchase, told_as.fence] = record
             skus = sorted({record.item for record in records.values() if record.final})
             lanes = await _fetch(connection, sql.LANES_WITH_WAITLISTS, skus=skus) if skus else []
             await connection.execute(sql.RECORD_ATTEMPTS, {**told, "outcomes": [row.attempt_outcome for row in rows]})
@@ -228,13 +232,35 @@ class Recorder:
         crash_point("record.after_commit")
         return Written(records, moved_doors, [row["lane"] for row in lanes], passed_over)
 
-    async def _lock(self, connection: AsyncConnection, results: Sequence[Result]) -> frozenset[str]:
-        """Lock the purchases of these results. Returns those that somebody else has locked."""
+    async def _lock(
+        self, connection: AsyncConnection, results: Sequence[Result]
+    ) -> tuple[frozenset[str], frozenset[str]]:
+        """Lock the purchases of these results. Returns those that somebody else has locked, and those of ours that are
+        `reserved`: nobody seems to be charging them.
+        """
         ids = {result.purchase for result in results}
-        ids -= {row["id"].hex for row in await _fetch(connection, sql.LOCK_PURCHASES, ids=sorted(ids))}
+        locked = {row["id"].hex: row["status"] for row in await _fetch(connection, sql.LOCK_PURCHASES, ids=sorted(ids))}
+        unpaid = frozenset(purchase for purchase, status in locked.items() if status == Status.RESERVED)
+        ids -= locked.keys()
         if not ids:
-            return frozenset()
-        return frozenset(row["id"].hex for row in await _fetch(connection, sql.EXISTING, ids=sorted(ids)))
+            return frozenset(), unpaid
+        return frozenset(row["id"].hex for row in await _fetch(connection, sql.EXISTING, ids=sorted(ids))), unpaid
+
+    async def _claim_again(
+        self, connection: AsyncConnection, results: Sequence[Result], unpaid: frozenset[str]
+    ) -> Sequence[Result]:
+        """The results; of charges whose purchases look unpaid, under a new fence."""
+        forgotten = [each for each in results if each.purchase in unpaid and isinstance(each.outcome, Confirmed)]
+        if not forgotten:
+            return results
+        values = {
+            "ids": [each.purchase for each in forgotten],
+            "workers": [each.lock.owner for each in forgotten],
+        }
+        fences = {row["id"].hex: row["fence"] for row in await _fetch(connection, sql.CLAIM_AGAIN, **values)}
+        for purchase in fences:
+            log.error("charge_of_forgotten_intent", purchase=purchase)
+        return [replace(each, fence=fences[each.purchase]) if each in forgotten else each for each in results]
 
     async def _recorded_before(
         self,
@@ -331,7 +357,7 @@ def _row(result: Result, retry: float) -> _Row:
 
 def _stands_already(row: _Row, stands: RowMapping, *, same_fence: bool) -> bool:
     """Whether an earlier commit of this outcome is why RECORD did not take it."""
-    if same_fence:
+    if same_fence or row.charge_id is not None:  # one charge has one id, whatever fence it was recorded under
         return (row.status, row.charge_id) == (stands["status"], stands["charge_id"])
     # Only of outcomes that moved nothing: that a charge was made and did not count is an alert every time.
     return row.status is Status.RESERVED and row.attempt_outcome == stands["attempt_outcome"]

@@ -29,9 +29,28 @@ SELECT * FROM claimed ORDER BY seq
 commit, before a byte is sent. SKIP LOCKED: several workers share the line without waiting for each other."""
 
 LOCK_PURCHASES = text("""
-SELECT id FROM fairlane.purchases WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY seq FOR NO KEY UPDATE SKIP LOCKED
+SELECT id, status FROM fairlane.purchases WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY seq
+FOR NO KEY UPDATE SKIP LOCKED
 """)
 """Promise: nobody who keeps one purchase locked delays the outcomes of others. Those passed over are brought again."""
+
+CLAIM_AGAIN = text("""
+WITH claimed AS (
+    UPDATE fairlane.purchases p
+    SET status = 'charging', rev = p.rev + 1, attempt = p.attempt + 1, fence = nextval('fairlane.fence_seq'),
+        due_at = NULL, call_deadline = clock_timestamp()
+    FROM unnest(CAST(:ids AS uuid[]), CAST(:workers AS text[])) AS o(id, worker)
+    WHERE p.id = o.id AND p.status = 'reserved'
+    RETURNING p.id, p.attempt, p.fence, p.call_deadline, o.worker
+), intents AS (
+    INSERT INTO fairlane.charge_attempts (purchase_id, attempt, fence, worker, claimed_at, call_deadline)
+    SELECT id, attempt, fence, worker, call_deadline, call_deadline FROM claimed
+)
+SELECT id, fence FROM claimed
+""")
+"""Promise: a charge that is known is not made again. Postgres believes that purchase to be unpaid, for the
+intent was forgotten (a restore), or the provider said too early that it knew of no charge. The intent is written anew,
+and the outcome counts under its fence."""
 
 EXISTING = text("""
 SELECT id FROM fairlane.purchases WHERE id = ANY(CAST(:ids AS uuid[]))

@@ -135,7 +135,9 @@ class Process:
         self._dead = False
         self._then: Callable[[Any], None] | None = None
         self._woken = threading.Event()
-        self._reports: queue.SimpleQueue[Report] = queue.SimpleQueue()
+        #: Each with the number of the work it is about.
+        self._reports: queue.SimpleQueue[tuple[int, Report]] = queue.SimpleQueue()
+        self._works = 0
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(lambda loop, context: None)  # of tasks that died with their process
         self._executor = self._new_executor()
@@ -158,6 +160,7 @@ class Process:
     def start(self, work: Work, then: Callable[[Any], None], fault: Fault | None = None) -> None:
         """Begin this work; `then` gets its result in the test's thread, once it is done."""
         self._then = then
+        self._works += 1
         self._arm(fault)
         asyncio.run_coroutine_threadsafe(self._live(work), self._loop)
 
@@ -169,10 +172,9 @@ class Process:
 
     def wait(self) -> Report:
         """Until the work is done, or cannot go on. Raises what the work raised."""
-        try:
-            report = self._reports.get(timeout=BOUND)
-        except queue.Empty:
-            raise AssertionError(f"{self.name} neither ended, crashed nor froze") from None
+        number, report = self._next_report()
+        while number != self._works:  # of a work that was given up as stuck, and ended after all
+            number, report = self._next_report()
         match report:
             case Ended(result):
                 if self._then is not None:
@@ -202,9 +204,9 @@ class Process:
         if fault.kind is FaultKind.CRASH:
             self._dead = True
             self._loop.call_soon_threadsafe(self._cancel_all)
-            self._reports.put(Crashed(point))
+            self._reports.put((self._works, Crashed(point)))
             raise Crash(point)
-        self._reports.put(Frozen(point))
+        self._reports.put((self._works, Frozen(point)))
         self._woken.wait()
         self._woken.clear()
 
@@ -226,6 +228,12 @@ class Process:
         connections = (made.driver_connection for made in self._connections)
         return any(connection.pgconn.transaction_status != TransactionStatus.IDLE for connection in connections)
 
+    def _next_report(self) -> tuple[int, Report]:
+        try:
+            return self._reports.get(timeout=BOUND)
+        except queue.Empty:
+            raise AssertionError(f"{self.name} neither ended, crashed nor froze") from None
+
     def _arm(self, fault: Fault | None) -> None:
         self._fault, self._passed = fault, 0
 
@@ -234,16 +242,17 @@ class Process:
 
     async def _live(self, work: Work) -> None:
         _acting.set(self)
+        number = self._works
         try:
             result = await work(self.parts)
         except (Crash, asyncio.CancelledError):
             return
         except Exception as error:  # noqa: BLE001 - raised again in the test's thread
             if not self._dead:
-                self._reports.put(Failed(error))
+                self._reports.put((number, Failed(error)))
         else:
             if not self._dead:
-                self._reports.put(Ended(result))
+                self._reports.put((number, Ended(result)))
 
     async def _born(self) -> Parts:
         self._lives += 1

@@ -160,7 +160,6 @@ async def test_while_the_call_runs_the_narrow_lock_alone_prevents_a_second_charg
     assert len(scene.charges) == 1
 
 
-@pytest.mark.xfail(reason="the outcome of a forgotten intent does not count, so the purchase is charged again")
 @pytest.mark.parametrize("tries", [0, 1, 2])
 async def test_when_the_call_ends_the_purchase_is_paid_for_and_charged_no_more(scene: Scene, tries: int) -> None:
     shop = scene.shop

@@ -61,7 +61,7 @@ from tests.faults.stage import FROZEN_AT_MOST, Doing
 from tests.faults.world import Asked, Terms, World, open_world
 
 #: Sales per run, and steps in each: half a minute. No settings of Fairlane, so they survive `_no_inherited_settings`.
-USUAL = 40
+USUAL = 25
 EXAMPLES = int(os.environ.get("STATE_MACHINE_EXAMPLES", USUAL))
 STEPS = int(os.environ.get("STATE_MACHINE_STEPS", "30"))
 #: Looking for the shortest program that fails takes Hypothesis up to five minutes; `STATE_MACHINE_SHRINK=0` leaves it.
