@@ -22,6 +22,7 @@ from ops.embedded.ports import free_port
 from ops.migrating import migrate_when_reachable
 from ops.sandbox import ProviderProcess
 from shared.errors import UnavailableError
+from shared.routing import lane_of
 from shared.settings import Settings
 from tests.processes.process import OwnedProcess, child_environment, session_members, wait_for
 
@@ -315,13 +316,15 @@ class TestReview:
         """A purchase that was set aside before its decision."""
         database.execute(
             "INSERT INTO fairlane.items (sku, lane, name, price, currency, stock, available, hold_seconds)"
-            " VALUES ('cup', 0, 'Cup', 100, 'EUR', 1, 1, 900)"
+            " VALUES ('cup', %s, 'Cup', 100, 'EUR', 1, 1, 900)",
+            (lane_of("cup", 16),),
         )
         (purchase,) = database.execute(
             "INSERT INTO fairlane.purchases (id, seq, client_id, idempotency_key, fingerprint, item, lane, quantity,"
             " customer, payment_token, amount, currency, status, reason)"
-            " VALUES (gen_random_uuid(), nextval('fairlane.purchase_seq'), 'shop', 'k', '', 'cup', 0, 1, 'c-1', 'tok',"
-            " 100, 'EUR', 'needs_review', 'undecidable') RETURNING replace(id::text, '-', '')"
+            " VALUES (gen_random_uuid(), nextval('fairlane.purchase_seq'), 'shop', 'k', '', 'cup', %s, 1, 'c-1', 'tok',"
+            " 100, 'EUR', 'needs_review', 'undecidable') RETURNING replace(id::text, '-', '')",
+            (lane_of("cup", 16),),
         ).fetchone() or ("",)
         return str(purchase)
 
