@@ -20,5 +20,6 @@ def configure_logging(level: int = logging.INFO) -> None:
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
+        # Not cached: a test in the same process must see what is logged, and we log little.
+        cache_logger_on_first_use=False,
     )

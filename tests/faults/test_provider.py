@@ -41,7 +41,12 @@ SETTLED_WITHIN = 60.0
 @pytest.fixture(scope="module")
 def _floor_of_its_own(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Floor]:
     directory = tmp_path_factory.mktemp("provider")
-    with open_floor(directory, project_root / "Procfile", FAIRLANE_SETTLE_WINDOW=str(SETTLE_WINDOW)) as opened:
+    with open_floor(
+        directory,
+        project_root / "Procfile",
+        FAIRLANE_SETTLE_WINDOW=str(SETTLE_WINDOW),
+        FAIRLANE_NEVER_CHARGED_LIMIT="2",  # enough to see the last attempt end
+    ) as opened:
         yield opened
 
 
