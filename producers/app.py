@@ -10,7 +10,7 @@ from typing import Final
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from producers import docs, failures, health, items, metrics, pages, purchases, purchases_described
+from producers import docs, failures, health, items, metrics, pages, purchases, purchases_described, watching
 from producers.health import Readiness
 from producers.limits import BodyLimits
 from producers.openapi import describe
@@ -58,7 +58,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     # Routes are tried in this order, so those that a crowd asks for come first.
-    app.router.routes[:0] = purchases.routes
+    app.router.routes[:0] = [*purchases.routes, *watching.routes]
     app.include_router(items.router)
     app.include_router(health.router)
     app.include_router(metrics.router)

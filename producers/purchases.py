@@ -1,6 +1,6 @@
-"""`POST /v1/purchases` and `GET /v1/purchases/{id}`: the routes of every purchase.
+"""`POST /v1/purchases`: the route by which every purchase comes in.
 
-Plain Starlette routes with msgspec: on the path of every request, FastAPI's own handling would cost half the rate.
+A plain Starlette route with msgspec: on the path of every request, FastAPI's own handling would cost half the rate.
 What they take and give is described for `/docs` in `producers.purchases_described`.
 """
 
@@ -20,15 +20,12 @@ from producers.admit import Verdict
 from producers.parts import Parts
 from producers.problems import FieldError, Problem
 from producers.reading import Reading
+from producers.shown import ASK_AGAIN, shown
 from shared.errors import QueueFullError
 from shared.items import SKU_PATTERN
 
-#: Seconds a client should wait before it asks again: most purchases are final by then.
-_ASK_AGAIN = "1"
-
 _VISIBLE = re.compile(r"[\x21-\x7e]{1,255}")
 _SKU = re.compile(SKU_PATTERN)
-_PURCHASE_ID = re.compile(r"[0-9a-f]{32}")
 
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 
@@ -45,26 +42,7 @@ class PurchaseRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         return f"PurchaseRequest(item={self.item!r}, quantity={self.quantity})"
 
 
-class PurchaseAnswer(msgspec.Struct, frozen=True):
-    """A purchase as the API shows it; times RFC 3339 in UTC, amounts in minor units, no payment token."""
-
-    id: str
-    status: str
-    reason: str | None
-    item: str
-    quantity: int
-    customer: str
-    amount: int
-    currency: str
-    charge_id: str | None
-    position: int | None
-    accepted_at: str
-    decided_at: str | None
-    finished_at: str | None
-
-
 _decode = msgspec.json.Decoder(PurchaseRequest).decode
-_encode = msgspec.json.Encoder().encode
 
 
 async def buy(request: Request) -> Response:
@@ -87,23 +65,6 @@ async def buy(request: Request) -> Response:
         if known is None:
             raise
         return _answer(known, order)
-
-
-async def show(request: Request) -> Response:
-    """The purchase as it stands, to its owner."""
-    parts: Parts = request.app.state.parts
-    client = parts.authenticator.authenticate(request).name
-    purchase_id: str = request.path_params["purchase_id"]
-    reading = await parts.reader.read(purchase_id) if _PURCHASE_ID.fullmatch(purchase_id) else None
-    if reading is None or reading.record.client != client:
-        raise Problem(problems.UNKNOWN_PURCHASE)
-    etag = f'"{reading.record.rev}-{reading.position or 0}"'
-    headers = {"ETag": etag}
-    if not reading.record.final:
-        headers["Retry-After"] = _ASK_AGAIN
-    if {etag, "*"} & {tag.strip().removeprefix("W/") for tag in request.headers.get("If-None-Match", "").split(",")}:
-        return Response(status_code=304, headers=headers)
-    return _json(200, reading, headers)
 
 
 def idempotency_key(request: Request) -> str:
@@ -158,8 +119,8 @@ def _answer(acceptance: Acceptance, order: Order) -> Response:
             if replayed:
                 headers["Idempotent-Replayed"] = "true"
             if not record.final:
-                headers["Retry-After"] = _ASK_AGAIN
-            return _json(200 if record.final else 202, Reading(record, None), headers)
+                headers["Retry-After"] = ASK_AGAIN
+            return shown(Reading(record, None), headers, status=200 if record.final else 202)
         case KeyReused():
             raise Problem(
                 problems.IDEMPOTENCY_KEY_REUSED, detail="This Idempotency-Key was used with another body before."
@@ -184,28 +145,7 @@ def _refuse(verdict: Verdict, order: Order) -> Response:
             assert_never(verdict)
 
 
-def _json(status: int, reading: Reading, headers: dict[str, str]) -> Response:
-    record = reading.record
-    answer = PurchaseAnswer(
-        id=record.id,
-        status=record.status.value,
-        reason=record.reason,
-        item=record.item,
-        quantity=record.quantity,
-        customer=record.customer,
-        amount=record.amount,
-        currency=record.currency,
-        charge_id=record.charge_id,
-        position=reading.position,
-        accepted_at=record.accepted_at,
-        decided_at=record.decided_at,
-        finished_at=record.finished_at,
-    )
-    return Response(_encode(answer), status_code=status, headers=headers, media_type="application/json")
-
-
 routes: list[Any] = [
     Route("/v1/purchases", buy, methods=["POST"]),
-    Route("/v1/purchases/{purchase_id}", show, methods=["GET"]),
 ]
 """The routes, for `producers.app`."""
