@@ -6,7 +6,7 @@
 | fairlane:item:<sku>           | hash   | DOOR_TTL      | decide, charge, items, door      | admit               |
 | fairlane:seen:<client>:<hash> | string | KEY_SEEN_TTL  | admit                            | admit               |
 | fairlane:called:<queue>       | string | CALLED_TTL    | whoever calls a lane or charges  | the same            |
-| fairlane:decided:<lane>       | string | no expiry     | decide, sweep                    | status reads        |
+| fairlane:decided:<lane>       | string | 30 s          | decide, sweep                    | status reads        |
 | fairlane:lock:charge:<id>     | string | CHARGE_LOCK_TTL | charge, reconcile              | the same, operators |
 | fairlane:metrics:locks        | hash   | no expiry     | charge, reconcile                | /metrics            |
 | fairlane:metrics:locks:recent | hash   | 10 minutes    | charge, reconcile                | /metrics            |

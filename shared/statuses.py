@@ -22,6 +22,10 @@ from shared.redis_clients import Pipeline, script
 from shared.settings import Settings
 from shared.states import Status
 
+#: Seconds after which a watermark that nobody wrote again is no longer believed, and queued purchases are read from
+#: Postgres: while Redis takes no writes (no memory, no disk), it goes on to say what was true before.
+WATERMARK_TTL = 30
+
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(PurchaseRecord).decode
 
@@ -58,9 +62,9 @@ def queue_watermark(pipe: Pipeline, lane: int, decided_through: int) -> None:
     """Queue the write of a lane's watermark.
 
     An older one may come late and stand for a moment. That only hides decisions whose statuses, which are versioned,
-    were written with them.
+    were written with them. It is soon gone unless it is written again, which the sweep does in every round.
     """
-    pipe.set(keys.decided(lane), decided_through)
+    pipe.set(keys.decided(lane), decided_through, px=WATERMARK_TTL * 1000)
 
 
 async def read_many(client: Redis, purchase_ids: Sequence[str], lanes: int) -> list[CachedStatus | None]:

@@ -9,6 +9,7 @@ import structlog.testing
 from shared import keys
 from shared.routing import queues
 from shared.statements import sweep as sql
+from shared.statuses import WATERMARK_TTL
 from tests.integration.shopfloor import Shop, until
 from workers.gateways import Confirmed, Declined
 from workers.record import Result
@@ -192,6 +193,17 @@ async def test_watermarks_are_written_again_after_a_flush(shop: Shop) -> None:
     written = {lane: shop.plain_redis.get(keys.decided(lane)) for lane in range(shop.settings.lanes)}
     assert written.pop(saved.lane) == str(bought.seq)
     assert set(written.values()) == {"0"}
+
+
+async def test_a_watermark_that_nobody_can_write_any_more_is_soon_gone(shop: Shop) -> None:
+    saved = await shop.item()
+    await sweep(shop).run_once()
+    left = shop.plain_redis.pttl(keys.decided(saved.lane))
+    assert 0 < left <= WATERMARK_TTL * 1000
+    # Every round begins it anew.
+    shop.plain_redis.pexpire(keys.decided(saved.lane), left // 2)
+    await sweep(shop).run_once()
+    assert shop.plain_redis.pttl(keys.decided(saved.lane)) > left // 2
 
 
 async def test_without_redis_a_round_ends_in_peace(shop: Shop) -> None:
