@@ -15,7 +15,7 @@ AUDITS_UNDER_WAY = 4
 #: Buyers in a wave. Small ones, one after another: an audit asks the provider about every purchase there was.
 WAVE = 16
 #: Waves come until enough audits were made beside them, and at most so many: a minute of them.
-WAVES = 240
+WAVES, WAVE_EVERY = 120, 0.5
 UNDER_WAY = ("queued", "waitlisted", "reserved", "charging")
 
 
@@ -44,7 +44,8 @@ async def test_no_audit_beside_a_running_sale_finds_anything(service: Service, s
         return len(under_way) >= AUDITS_UNDER_WAY and waitlist and calls
 
     async def sell() -> list[str]:
-        """Waves of buyers, and a restock with each; a third of the cards is declined."""
+        """Waves of buyers, and a restock with each; a third of the cards is declined, and some are slow: they keep
+        others on the waitlist, and calls open, for seconds."""
         ids: list[str] = []
         for wave in range(WAVES):
             if saw_it_all() or auditing.done():
@@ -52,7 +53,7 @@ async def test_no_audit_beside_a_running_sale_finds_anything(service: Service, s
             orders = [
                 shop.buy_insisting(
                     (hot, hot, plain, limited)[number % 4],
-                    token="tok_declined" if number % 3 == 0 else "tok_visa",
+                    token="tok_fault_slow" if number % 8 == 1 else "tok_declined" if number % 3 == 0 else "tok_visa",
                     customer=f"c-{number % 7}",
                     quantity=1 + number // 4 % 2,
                 )
@@ -67,6 +68,7 @@ async def test_no_audit_beside_a_running_sale_finds_anything(service: Service, s
             assert (hotter.status, plainer.status) == (200, 200)
             assert {reply.status for reply in replies} <= {202, 409}
             ids += [reply.body["id"] for reply in replies if reply.status == 202]
+            await asyncio.sleep(WAVE_EVERY)
         # No restock after this: whoever is on a waitlist is served or finds it sold out, as the last holds end.
         return ids
 

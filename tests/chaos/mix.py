@@ -43,6 +43,7 @@ class Outcome:
     refused: Counter[str]
     troubles: Counter[str]
     replayed: int
+    behind: int
     starts_refused: int
     settled_within: float
 
@@ -66,6 +67,7 @@ class Outcome:
             "purchases_per_second": round(verdict.purchases.total() / self.seconds, 1),
             "refused": dict(self.refused),
             "asked_again_later": self.replayed,
+            "told_what_was_over": self.behind,
             "troubles": dict(self.troubles),
             "starts_refused": self.starts_refused,
             "settled_within": round(self.settled_within, 1),
@@ -108,6 +110,7 @@ async def run(
                 refused=buyers.heard.refused,
                 troubles=buyers.heard.troubles,
                 replayed=buyers.heard.replayed,
+                behind=buyers.heard.behind,
                 starts_refused=stage.starts_refused,
                 settled_within=time.monotonic() - restored,
             )

@@ -72,7 +72,11 @@ async def judge(floor: Floor, heard: Heard, ended_alone: Sequence[tuple[str, str
         ],
         over_the_limit=_over_the_limit(rows, heard),
         told_wrong=heard.wrong
-        + [f"{id} was told {said}, is {told.get(id)}" for id, said in heard.told.items() if told.get(id) != said],
+        + [
+            f"{id} was told {said.status}, is {told.get(id)}"
+            for id, said in heard.told.items()
+            if told.get(id) != said.status
+        ],
         audit=[f"{finding.check}: {finding.subject} {finding.detail}" for finding in report.findings],
         ended_alone=[f"{name}: {said}" for name, said in ended_alone],
     )

@@ -119,7 +119,7 @@ def _connections_die_with_their_process() -> Iterator[None]:
     gc.collect()
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:The garbage collector is trying to clean up")
 @pytest.mark.usefixtures("_connections_die_with_their_process")
 @pytest.mark.parametrize("point", sorted(POINTS))
 async def test_whoever_dies_there_loses_nothing(shop: Shop, point: str) -> None:

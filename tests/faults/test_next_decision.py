@@ -12,7 +12,7 @@ import pytest
 
 from tests.faults.crowd import crowd
 from tests.faults.floor import Floor
-from tests.faults.next_decision import RATE, WORKERS, hurt
+from tests.faults.next_decision import BOUND, RATE, WORKERS, hurt
 
 #: A second worker is started, and another one again.
 pytestmark = pytest.mark.timeout(240)
@@ -29,8 +29,7 @@ async def test_the_other_worker_decides_the_lane(floor: Floor, sku: str) -> None
             assert process.paused
             await asyncio.to_thread(floor.restore)
             await hurt(floor, sku, hurt_one, signal.SIGKILL, "decide.before_commit")
-            assert not process.alive
-            assert process.kill() == -signal.SIGKILL
+            assert process.wait_exit(BOUND) == -signal.SIGKILL
             assert floor.processes[other].alive
         # All of them, while the dead one stays dead.
         assert (await floor.ends_well(buyers)).confirmed == len(buyers.accepted)
