@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
@@ -43,7 +44,7 @@ log = structlog.get_logger()
 
 #: Rounds without a move of its first purchase after which a queue is called in spite of its mark. The second time is
 #: for a call that a frozen worker's open connection swallowed. No more: a lane that is kept locked would collect
-#: workers.
+#: workers. One that nobody has locked is called in every further round.
 _UNHEARD_AFTER = frozenset({1, 3})
 
 #: Overdue claims and ended holds per round. The next round comes in half a second; more would hold the items' locks.
@@ -141,10 +142,11 @@ class Sweep:
             crash_point("sweep.before_commit")
         heads = {row["lane"]: row["head"] for row in lanes if row["head"] is not None}
         due = {} if first_due is None else {CHARGES_QUEUE: first_due}
+        unheard = self._unheard({queue_of(lane): head for lane, head in heads.items()} | due)
         return Swept(
             ours=True,
             lanes=tuple(sorted(heads.keys() | set(moving))),
-            unheard=self._unheard({queue_of(lane): head for lane, head in heads.items()} | due),
+            unheard=tuple({*unheard, *await self._deserted(heads)}),
             watermarks=tuple((row["lane"], row["decided_through"]) for row in lanes),
             charges_due=bool(due),
             questions_due=questions_due,
@@ -158,6 +160,20 @@ class Sweep:
             for queue, head in heads.items()
         }
         return tuple(queue for queue, (_, rounds) in self._heads.items() if rounds in _UNHEARD_AFTER)
+
+    async def _deserted(self, lanes: Iterable[int]) -> list[str]:
+        """The queues of those lanes that did not move since the last round, and that nobody decides: a call was lost.
+
+        So a lane whose worker froze is decided soon after Postgres took its lock away, whoever swallowed a call until
+        then.
+        """
+        standing = [lane for lane in lanes if self._heads[queue_of(lane)][1] > 0]
+        if not standing:
+            return []
+        # A transaction of its own: what it locks for a moment keeps a decider waiting.
+        async with transaction(self._engine, self._settings) as connection:
+            free = (await connection.execute(sql.FREE_LANES, {"lanes": standing})).scalars().all()
+        return [queue_of(lane) for lane in free]
 
     async def _end_holds(self, swept: Swept) -> Swept:
         """End the holds that ran out, and call the lanes where somebody waits for them.

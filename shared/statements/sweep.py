@@ -19,6 +19,12 @@ ORDER BY l.lane
 """)
 """Every lane with its watermark, and who is first in its queue (NULL: nobody)."""
 
+FREE_LANES = text("""
+SELECT lane FROM fairlane.lanes WHERE lane = ANY(CAST(:lanes AS smallint[])) FOR SHARE SKIP LOCKED
+""")
+"""Those of these lanes that nobody is deciding now. Waits for nobody. A decider that meets this lock with its NOWAIT
+leaves, and is called again in the next round."""
+
 LANES_WITH_MOVING_WAITLISTS = text("""
 WITH RECURSIVE heads AS (
     (SELECT lane, item, quantity FROM fairlane.purchases

@@ -46,15 +46,31 @@ async def test_a_forgotten_lane_is_called_once(shop: Shop) -> None:
 async def test_a_lane_that_nobody_comes_to_is_called_again_though_its_mark_stands(shop: Shop) -> None:
     saved = await shop.item()
     await shop.buy(shop.order())
-    one = sweep(shop)
-    heard = []
-    for _ in range(5):
-        shop.plain_redis.delete(f"lane.{saved.lane:02d}")  # taken by a worker that died or froze with it
-        assert shop.called(f"lane.{saved.lane:02d}")
-        await one.run_once()
-        heard.append(called(shop) == {f"lane.{saved.lane:02d}": 1})
 
-    assert heard == [False, True, False, True, False]
+    assert await heard(shop, sweep(shop), f"lane.{saved.lane:02d}", rounds=5) == [False, True, True, True, True]
+
+
+async def test_a_lane_that_somebody_has_locked_collects_no_workers(shop: Shop) -> None:
+    """Whoever hears of it waits for the lock: two are enough, the second if the first call was swallowed."""
+    saved = await shop.item()
+    await shop.buy(shop.order())
+    one, queue = sweep(shop), f"lane.{saved.lane:02d}"
+    with shop.holding("SELECT FROM fairlane.lanes WHERE lane = %s FOR NO KEY UPDATE", saved.lane):
+        assert await heard(shop, one, queue, rounds=6) == [False, True, False, True, False, False]
+
+    # The frozen one lost its lock: now somebody must come, and soon.
+    assert await heard(shop, one, queue, rounds=1) == [True]
+
+
+async def heard(shop: Shop, one: Sweep, queue: str, rounds: int) -> list[bool]:
+    """Whether each of these rounds calls, while every call is taken by a worker that dies or freezes with it."""
+    calls = []
+    for _ in range(rounds):
+        shop.plain_redis.delete(queue)
+        assert shop.called(queue)
+        await one.run_once()
+        calls.append(len(shop.messages(queue)) == 1)
+    return calls
 
 
 async def test_a_lane_that_moves_is_not_called_again_while_its_mark_stands(shop: Shop) -> None:
@@ -82,15 +98,8 @@ async def test_holds_that_are_due_are_called_for(shop: Shop) -> None:
 async def test_the_charges_are_called_again_when_nobody_came_though_their_mark_stands(shop: Shop) -> None:
     await shop.item()
     await shop.hold(shop.order())
-    one = sweep(shop)
-    heard = []
-    for _ in range(3):
-        shop.plain_redis.delete("charges")  # taken by a worker that died or froze with it
-        assert shop.called("charges")
-        await one.run_once()
-        heard.append(len(shop.messages("charges")) == 1)
 
-    assert heard == [False, True, False]
+    assert await heard(shop, sweep(shop), "charges", rounds=5) == [False, True, False, True, False]
 
 
 async def test_holds_that_are_not_due_yet_or_ran_out_are_not_called_for(shop: Shop) -> None:
