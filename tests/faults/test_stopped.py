@@ -15,6 +15,13 @@ from tests.faults.sale import BOUND, until
 
 #: A commit may wait for so long here, so that everything else has happened by then. Below the statement's own limit.
 LONG = "9"
+#: Seconds after which a process that waited for nothing would have ended.
+A_WHILE = 2
+#: Statements that wait for a lock, and have been at it for more than so many seconds.
+WAITING = (
+    "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND state = 'active'"
+    " AND clock_timestamp() - query_start > make_interval(secs => %s)"
+)
 
 
 async def test_an_api_process_finishes_the_commit_under_way(floor: Floor, sku: str) -> None:
@@ -34,10 +41,10 @@ async def test_an_api_process_finishes_the_commit_under_way(floor: Floor, sku: s
                 # The new row refers to its item, and waits for whoever has that locked.
                 somebody.execute("SELECT FROM fairlane.items WHERE sku = %s FOR UPDATE", [sku])
                 buying = asyncio.create_task(Shop(session, floor.url_of("web.2")).buy(sku))
-                waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND state = 'active'"
-                await until(lambda: bool(floor.rows(waiting)), "a commit under way")
+                await until(lambda: bool(floor.rows(WAITING, 0)), "a commit under way")
                 web.terminate()
                 await until(refuses, "no new connections")
+                await until(lambda: bool(floor.rows(WAITING, A_WHILE)), "a commit that takes long")
                 assert web.alive
                 somebody.rollback()
             reply = await buying
