@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from shared.crash_points import POINTS
-from tests.faults.commits import slow_commits
+from tests.faults.commits import SlowCommits, slow_commits
 from tests.faults.crowd import crowd
 from tests.faults.floor import Floor
 from tests.faults.traps import Trap, is_dead
@@ -142,9 +142,7 @@ async def test_killed_while_postgres_commits(floor: Floor, sku: str, commit: str
     floor.put_item(sku, 2)
     with slow_commits(floor, sku, status) as commits:
         async with crowd(floor.url, [sku], rate=AT_ONCE, limit=3) as buyers:
-            await until(lambda: commits.of(line) is not None, "a process that commits")
-            pid = commits.of(line)
-            assert pid is not None
+            pid = await committing(commits, line)
             os.kill(pid, signal.SIGKILL)
             await until(lambda: is_dead(pid), "its death")
             if line != "lanes":
@@ -154,6 +152,20 @@ async def test_killed_while_postgres_commits(floor: Floor, sku: str, commit: str
             await until(committed, "a commit that nobody heard of")
             await asyncio.to_thread(floor.restore, [line])
     assert (await floor.ends_well(buyers)).confirmed == 2
+
+
+async def committing(commits: SlowCommits, line: str) -> int:
+    """The process that waits in its commit. Seen once is enough: it naps, and between two naps it is not seen."""
+    seen: list[int] = []
+
+    def look() -> bool:
+        pid = commits.of(line)
+        if pid is not None:
+            seen.append(pid)
+        return bool(seen)
+
+    await until(look, "a process that commits")
+    return seen[0]
 
 
 async def until(condition: Callable[[], bool], what: str, within: float = BOUND) -> None:
