@@ -97,7 +97,10 @@ class Decider:
         self._redis = redis
         self._caller = caller
         self._settings = settings
-        self._limits = limits(settings)
+        usual = limits(settings)
+        #: Until the lane's lock is granted, and then (see `LOCK_LANE`).
+        self._limits = usual | {"statement": usual["lock"]}
+        self._after_lock = usual["statement"]
 
     def drain(self, lane: int, stopping: Callable[[], bool] = lambda: False) -> Drained:
         """Decide what waits in the lane, batch by batch, until nothing settles or its slice of time is over.
@@ -155,7 +158,8 @@ class Decider:
         try:
             with self._engine.begin() as connection:
                 connection.execute(LIMITS, self._limits)
-                connection.execute(sql.LOCK_LANE if wait else sql.LOCK_LANE_NOWAIT, {"lane": lane})
+                lock = sql.LOCK_LANE if wait else sql.LOCK_LANE_NOWAIT
+                connection.execute(lock, {"lane": lane, "statement_timeout": self._after_lock})
                 ours = True
                 crash_point("decide.after_lock")
                 self._forget_call(lane)
@@ -165,7 +169,9 @@ class Decider:
             crash_point("decide.after_commit")
             return batch
         except DBAPIError as error:
-            if isinstance(error.orig, postgres.LockNotAvailable):
+            if isinstance(error.orig, postgres.LockNotAvailable) or (
+                not ours and isinstance(error.orig, postgres.QueryCanceled)
+            ):
                 raise LaneTakenError(ours=ours) from error
             raise
 

@@ -7,11 +7,18 @@ from sqlalchemy import text
 from shared import doors
 from shared.purchases import COLUMNS
 
-LOCK_LANE = text("SELECT lane FROM fairlane.lanes WHERE lane = :lane FOR NO KEY UPDATE")
+LOCK_LANE = text("""
+SELECT lane, set_config('statement_timeout', :statement_timeout, true) FROM fairlane.lanes
+WHERE lane = :lane FOR NO KEY UPDATE
+""")
 """Promise: one decision per lane at a time. A statement of its own: the next one's snapshot sees all that was committed
-before the lock was granted."""
+before the lock was granted.
 
-LOCK_LANE_NOWAIT = text("SELECT lane FROM fairlane.lanes WHERE lane = :lane FOR NO KEY UPDATE NOWAIT")
+Whoever asks has set `statement_timeout` to LOCK_TIMEOUT; from here on it is the usual one. `lock_timeout` alone would
+not do: several who wait for a row stand in two queues, and each has its own. A process that was frozen there would get
+the lane when the one before it, frozen as well, has lost it, and keep it for as long again."""
+
+LOCK_LANE_NOWAIT = text(f"{LOCK_LANE.text.rstrip()} NOWAIT")
 """The same for later batches: if somebody else has the lane, they carry on."""
 
 READ_QUEUED = text(f"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -275,6 +276,30 @@ async def test_the_first_batch_waits_for_its_lane(shop: Shop) -> None:
 
     assert drained.decided == 2
     assert shop.status(late) == "reserved"
+
+
+async def test_who_waits_for_a_lane_behind_another_waits_no_longer_than_that_one(shop: Shop) -> None:
+    await shop.item()
+    settings = shop.with_settings(lock_timeout=2.0)
+
+    def wait() -> float:
+        with shop.decider(settings) as decider:
+            with pytest.raises(LaneTakenError):
+                decider.run_batch(lane(), wait=False)  # connects
+            began = time.monotonic()
+            with pytest.raises(LaneTakenError):
+                decider.run_batch(lane(), wait=True)
+            return time.monotonic() - began
+
+    with shop.holding("SELECT FROM fairlane.lanes WHERE lane = %s FOR NO KEY UPDATE", lane()):
+        first = asyncio.create_task(asyncio.to_thread(wait))
+        await shop.someone_waits_for_a_lock()
+        await asyncio.sleep(0.3)  # so that the first one's time is surely up first, and the second takes its place
+        second = asyncio.create_task(asyncio.to_thread(wait))
+        waits = await asyncio.gather(first, second)
+
+    # Postgres lets one wait for the holder and the others for that one; each is a wait with a limit of its own.
+    assert waits[1] < 1.5 * waits[0], waits
 
 
 async def test_a_later_batch_does_not_wait_for_a_lane_that_somebody_else_took(shop: Shop) -> None:
