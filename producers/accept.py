@@ -26,6 +26,7 @@ from shared.crash_points import crash_point
 from shared.database import cause, is_passing, transaction
 from shared.errors import UnavailableError
 from shared.groups import Group
+from shared.logs import nobodys_context
 from shared.purchases import PurchaseRecord
 from shared.settings import Settings
 from shared.statements import accept as sql
@@ -198,7 +199,7 @@ class Acceptor:
             log.warning("accepted_not_published", purchases=len(records) - room, error="too many wait to be told")
         self._untold += records[: max(room, 0)]
         if self._telling is None and self._untold:
-            self._telling = asyncio.create_task(self._tell())
+            self._telling = asyncio.create_task(self._tell(), context=nobodys_context())
 
     async def _tell(self) -> None:
         most = self._settings.accept_batch

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
 from shared.errors import QueueFullError
+from shared.logs import nobodys_context
 
 Thing = TypeVar("Thing")
 Answer = TypeVar("Answer")
@@ -49,7 +50,7 @@ class Group(Generic[Thing, Answer]):
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((thing, answer))
         if self._runner is None:
-            self._runner = asyncio.create_task(self._run())
+            self._runner = asyncio.create_task(self._run(), context=nobodys_context())
         return await asyncio.shield(answer)
 
     async def drain(self) -> None:

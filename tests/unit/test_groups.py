@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
+from structlog.contextvars import bound_contextvars, get_contextvars
 
 from shared.errors import QueueFullError
 from shared.groups import Group
@@ -98,3 +99,11 @@ async def test_a_caller_that_leaves_cancels_nothing() -> None:
     assert await staying == 40
     assert door.batches == [[2, 4]]
     await group.drain()
+
+
+async def test_a_batch_goes_by_the_id_of_nobody_who_brought_a_part_of_it() -> None:
+    async def handle(things: Sequence[int]) -> list[dict[str, object] | Exception]:
+        return [get_contextvars()] * len(things)
+
+    with bound_contextvars(request_id="the first"):
+        assert await Group(handle, batch=10).bring(1) == {}
