@@ -6,14 +6,19 @@ import asyncio
 import signal
 import socket
 import sys
-from typing import Final
+from functools import partial
+from typing import Final, cast
 
 import structlog
 import uvicorn
 import uvloop
+from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 
 from producers.app import create_app
+from producers.connections import BACKLOG, Bounds, bounds_of, listen
+from producers.protocol import BoundedProtocol
+from producers.waiting import Hub
 from shared.crash_points import arm_from_environment
 from shared.errors import SettingsError
 from shared.logs import configure_logging
@@ -21,11 +26,6 @@ from shared.settings import Settings, settings_or_exit
 
 log = structlog.get_logger()
 
-#: Connections that wait to be taken up. A crowd arrives at once; the kernel's own limit (4,096) is the next.
-_BACKLOG: Final = 4_096
-#: Idle connections are kept longer than load balancers keep theirs (60 s as a rule), so that none sends a request
-#: into a connection that is just being closed.
-_KEEP_ALIVE: Final = 65
 #: At the end, requests under way get this long: a commit takes milliseconds, and process runners kill after 10 s or
 #: more.
 _GRACE: Final = 8
@@ -37,7 +37,7 @@ def main() -> int:
     configure_logging()
     arm_from_environment()
     try:
-        listener = _listen(settings.host, settings.port)
+        listener = listen(settings.host, settings.port)
     except OSError as error:
         return _refuse(f"FAIRLANE_HOST, FAIRLANE_PORT: cannot listen on {settings.host}:{settings.port} ({error})")
     try:
@@ -53,37 +53,52 @@ def main() -> int:
     return 0
 
 
+class Server(uvicorn.Server):
+    """Lets go, when it is to stop, of those who wait for a change: they would use the grace period up."""
+
+    def __init__(self, config: uvicorn.Config, hub: Hub) -> None:
+        super().__init__(config)
+        self._hub = hub
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._hub.release()
+        await super().shutdown(sockets)
+
+
+def server_of(app: FastAPI, settings: Settings, bounds: Bounds) -> Server:
+    """The server of this application, whose parts are open."""
+    config = uvicorn.Config(
+        app,
+        # The server calls it with its own arguments, as it would the class.
+        http=cast("type[BoundedProtocol]", partial(BoundedProtocol, bounds=bounds)),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=settings.keep_alive,  # type: ignore[arg-type]  # a timer of the loop takes any
+        timeout_graceful_shutdown=_GRACE,
+    )
+    return Server(config, app.state.parts.hub)
+
+
 async def _serve(settings: Settings, listener: socket.socket) -> None:
     app = create_app(settings)
+    bounds = bounds_of(settings, app.state.access_log)
     # The parts are opened here and not by the server, which would report an error at start as a traceback.
     async with app.router.lifespan_context(app):
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                backlog=_BACKLOG,
-                timeout_keep_alive=_KEEP_ALIVE,
-                timeout_graceful_shutdown=_GRACE,
-            )
-        )
+        server = server_of(app, settings, bounds)
         # The server catches these signals, stops, and then sends them again to whoever caught them before. That is
         # nobody: by then they have done their work, and the parts are still to be closed.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
+        if (key_file := app.state.parts.key_file) is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, key_file.look_now)
         host, port = listener.getsockname()[:2]
         log.info("api_listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}")
         await server.serve(sockets=[listener])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=_BACKLOG)
 
 
 def _refuse(line: str) -> int:

@@ -10,9 +10,26 @@ from typing import Final
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from producers import docs, failures, health, items, metrics, pages, purchases, purchases_described, watching
+from producers import (
+    cancelling,
+    docs,
+    failures,
+    health,
+    items,
+    metrics,
+    pages,
+    public_status,
+    purchases,
+    purchases_described,
+    watching,
+    watching_described,
+)
+from producers.access_log import AccessLog
+from producers.cors import Cors
+from producers.every_answer import EveryAnswer
 from producers.health import Readiness
 from producers.limits import BodyLimits
+from producers.methods import Methods
 from producers.openapi import describe
 from producers.parts import open_parts
 from shared.settings import Settings
@@ -22,10 +39,13 @@ Sells limited stock to a crowd: a purchase is accepted once, decided in order, a
 
 Send an API key as `Authorization: Bearer <key>`. Amounts are in minor units. Every error is a
 [problem](/problems): JSON with `type`, `title`, `status` and `detail`.
+
+Every path also takes OPTIONS, which names its methods, and every GET can be asked as HEAD.
 """
 
 _TAGS: Final = [
     {"name": "purchases", "description": "Buy, and see how a purchase stands."},
+    {"name": "status", "description": "For the buyer's browser. No API key is needed: the id is the capability."},
     {"name": "items", "description": "What is sold."},
     {"name": "health", "description": "For those who run the process. No API key is needed."},
 ]
@@ -37,12 +57,18 @@ def create_app(settings: Settings) -> FastAPI:
     Raises SettingsError at start, not here, when the database is not what the settings say.
     """
 
+    access_log = AccessLog() if settings.access_log else None
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_parts(settings) as parts:
-            app.state.parts = parts
-            app.state.readiness = Readiness(parts)
-            yield
+        try:
+            async with open_parts(settings) as parts:
+                app.state.parts = parts
+                app.state.readiness = Readiness(parts)
+                yield
+        finally:
+            if access_log is not None:
+                access_log.end()
 
     app = FastAPI(
         title="Fairlane",
@@ -58,14 +84,23 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     # Routes are tried in this order, so those that a crowd asks for come first.
-    app.router.routes[:0] = [*purchases.routes, *watching.routes]
+    app.router.routes[:0] = [*purchases.routes, *watching.routes, *public_status.routes, *cancelling.routes]
     app.include_router(items.router)
     app.include_router(health.router)
     app.include_router(metrics.router)
     app.router.routes.extend([*pages.routes, *docs.routes])
-    describe(app, purchases_described.PATHS, purchases_described.SCHEMAS)
+    describe(
+        app,
+        purchases_described.PATHS | watching_described.PATHS,
+        purchases_described.SCHEMAS | watching_described.SCHEMAS,
+    )
+    app.add_middleware(Methods)
     app.add_middleware(BodyLimits)
+    app.add_middleware(Cors, origins=settings.cors_origins)
     failures.install(app)
+    # Around the last resort too: its answers are answers.
+    app.add_middleware(EveryAnswer, access_log=access_log)
+    app.state.access_log = access_log
     return app
 
 

@@ -26,7 +26,14 @@ class Authenticator:
 
     def __init__(self, api_keys: Iterable[ApiKey]) -> None:
         self._pepper = secrets.token_bytes(32)
+        self.replace(api_keys)
+
+    def replace(self, api_keys: Iterable[ApiKey]) -> None:
+        """From now on these keys hold and no others."""
         self._keys = {self._digest(key.secret.encode()): key for key in api_keys}
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
     def authenticate(self, request: Request) -> ApiKey:
         """The key of this request. Raises Problem (401) when there is none, or an unknown one."""
@@ -42,6 +49,8 @@ class Authenticator:
                 key = self._keys.get(self._digest(secret.strip()))
                 if key is None:
                     raise Problem(UNAUTHORIZED, "The API key is not known.", headers=_CHALLENGE_INVALID)
+                # For the access log.
+                request.scope.setdefault("state", {})["client"] = key.name
                 return key
         raise Problem(UNAUTHORIZED, "The request has no Authorization header.", headers=_CHALLENGE)
 

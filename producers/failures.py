@@ -20,9 +20,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from producers.methods import allow, methods_of
 from producers.problems import (
     CATALOGUE,
     INTERNAL_ERROR,
@@ -41,8 +41,6 @@ from shared.errors import QueueFullError, UnavailableError
 
 log = structlog.get_logger()
 
-#: Every method we serve, and those that clients try: what the `Allow` of a 405 is found among.
-_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 #: An outage concerns every request, thousands a second. One line a second and kind tells as much as all of them.
 _LOG_EVERY: Final = 1.0
 #: A body can break a rule at every field. More than this helps nobody and would let an answer grow with the input.
@@ -163,7 +161,8 @@ def _from_http(request: Request, error: HTTPException) -> Problem:
     if error.status_code == NOT_FOUND.status:
         return Problem(NOT_FOUND)
     if error.status_code == METHOD_NOT_ALLOWED.status:
-        return Problem(METHOD_NOT_ALLOWED, headers={"Allow": ", ".join(_allowed(request))})
+        # The framework names the methods of the first route only, and paths have several.
+        return Problem(METHOD_NOT_ALLOWED, headers={"Allow": allow(methods_of(request.scope))})
     if error.status_code == MALFORMED.status:
         # The framework's word for a body that its JSON parser could not even fail on in order: not UTF-8, nested too
         # deep, a number of thousands of digits.
@@ -173,17 +172,6 @@ def _from_http(request: Request, error: HTTPException) -> Problem:
             return Problem(kind, headers=error.headers)
     log.error("unforeseen_http_error", status=error.status_code, path=request.url.path)
     return Problem(INTERNAL_ERROR)
-
-
-def _allowed(request: Request) -> list[str]:
-    """The methods this path takes. The framework names those of the first route only, and paths have several."""
-    scope = dict(request.scope)
-    allowed = []
-    for method in _METHODS:
-        scope["method"] = method
-        if any(route.matches(scope)[0] is Match.FULL for route in request.app.router.routes):
-            allowed.append(method)
-    return allowed
 
 
 def _field_errors(invalid: RequestValidationError) -> list[FieldError]:

@@ -15,10 +15,13 @@ from fastapi.openapi.utils import get_openapi
 
 from producers.problems import (
     FORBIDDEN,
+    HEADERS_TOO_LARGE,
     INTERNAL_ERROR,
     MALFORMED,
     MEDIA_TYPE,
     NOT_JSON,
+    PRECONDITION_FAILED,
+    REQUEST_TIMEOUT,
     STOCK_BELOW_COMMITTED,
     TOO_LARGE,
     UNAUTHORIZED,
@@ -27,6 +30,7 @@ from producers.problems import (
     Problem,
     ProblemType,
 )
+from producers.request_ids import HEADER as REQUEST_ID
 
 Json = dict[str, Any]
 
@@ -69,15 +73,39 @@ _PROBLEMS: Final[Mapping[str, tuple[ProblemType, ...]]] = {
         UNAUTHORIZED,
         FORBIDDEN,
         STOCK_BELOW_COMMITTED,
+        PRECONDITION_FAILED,
         TOO_LARGE,
         NOT_JSON,
         INTERNAL_ERROR,
         UNAVAILABLE,
     ),
+    "list_items": (MALFORMED, UNAUTHORIZED, INTERNAL_ERROR, UNAVAILABLE),
     "get_item": (MALFORMED, UNAUTHORIZED, UNKNOWN_ITEM, INTERNAL_ERROR, UNAVAILABLE),
     "readyz": (UNAVAILABLE,),
 }
-_WITH_KEY: Final = frozenset({"put_item", "get_item"})
+_WITH_KEY: Final = frozenset({"put_item", "list_items", "get_item"})
+
+#: What the server itself may answer to any request, before or instead of the operation: also to one that should have no
+#: body and has. `/healthz` is also served when there are too many connections.
+_FROM_THE_SERVER: Final = (MALFORMED, REQUEST_TIMEOUT, TOO_LARGE, NOT_JSON, HEADERS_TOO_LARGE, UNAVAILABLE)
+#: What is malformed where the operation itself has nothing that could be.
+_NO_HTTP: Final = "This is not a request of HTTP/1.1 that can be read."
+_SERVED_WHEN_FULL: Final = "healthz"
+_EXAMPLE_REQUEST_ID: Final = "0b6c1fd4a9e24c7f8d3a5e61"
+_REQUEST_ID_ASKED: Final[Json] = {
+    "name": REQUEST_ID,
+    "in": "header",
+    "required": False,
+    "description": "A name for this request, by which it is found in the log: 1 to 64 of A-Za-z0-9._-. Another value "
+    "is not taken, and one is made.",
+    "schema": {"type": "string"},
+    "example": _EXAMPLE_REQUEST_ID,
+}
+_REQUEST_ID_TOLD: Final[Json] = {
+    "description": "The name of the request in the log.",
+    "schema": {"type": "string"},
+    "example": _EXAMPLE_REQUEST_ID,
+}
 
 
 def describe(app: FastAPI, paths: Mapping[str, Json], schemas: Mapping[str, Json]) -> None:
@@ -154,6 +182,9 @@ def _document(app: FastAPI, paths: Mapping[str, Json], schemas: Mapping[str, Jso
             _complete(operation)
     for path, path_item in paths.items():
         found.setdefault(path, {}).update(deepcopy(path_item))
+    for path_item in found.values():
+        for operation in path_item.values():
+            _add_what_all_have(operation)
     # Purchases first: most readers came for them. Items last: few may change them.
     document["paths"] = dict(
         sorted(
@@ -162,6 +193,8 @@ def _document(app: FastAPI, paths: Mapping[str, Json], schemas: Mapping[str, Jso
         )
     )
     components = document.setdefault("components", {})
+    components.setdefault("parameters", {})["RequestId"] = _REQUEST_ID_ASKED
+    components.setdefault("headers", {})["RequestId"] = _REQUEST_ID_TOLD
     known = components.setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         known.pop(name, None)
@@ -182,3 +215,18 @@ def _complete(operation: Json) -> None:
     operation["responses"].update(problem_responses(*_PROBLEMS.get(name, ())))
     if name in _WITH_KEY:
         operation["security"] = BEARER
+
+
+def _add_what_all_have(operation: Json) -> None:
+    responses = operation["responses"]
+    for status, response in problem_responses(*_FROM_THE_SERVER).items():
+        if status == str(MALFORMED.status):
+            example = response["content"][MEDIA_TYPE]["examples"][MALFORMED.slug]["value"]
+            del example["errors"]
+            example["detail"] = _NO_HTTP
+        if operation["operationId"] != _SERVED_WHEN_FULL or status != str(UNAVAILABLE.status):
+            responses.setdefault(status, response)
+    operation.setdefault("parameters", []).append({"$ref": "#/components/parameters/RequestId"})
+    for response in responses.values():
+        # A copy: a description may be shared by several answers.
+        response["headers"] = {**response.get("headers", {}), REQUEST_ID: {"$ref": "#/components/headers/RequestId"}}

@@ -110,11 +110,19 @@ NOT_ON_SALE = ProblemType(
     "The item is sold between its opening and its closing time only, and it is not open now. Nothing was recorded.",
     "Come back when the sale is open. The times are opens_at and closes_at of the item.",
 )
+REQUEST_TIMEOUT = ProblemType(
+    "request-timeout",
+    "Request not complete in time",
+    408,
+    "The request began, and its head or its body did not arrive whole in the time there is for it. Nothing was "
+    "recorded. The connection is closed.",
+    "Send the same request again, on another connection and in one go.",
+)
 TOO_LATE = ProblemType(
     "too-late",
     "Too late to cancel",
     409,
-    "The purchase is settled, or its payment may already be under way. It stays as it is.",
+    "The purchase is settled, or may have been charged already. It stays as it is.",
     "Ask for the purchase to see how it ended. A paid purchase is given back by a refund, outside of this API.",
 )
 STOCK_BELOW_COMMITTED = ProblemType(
@@ -123,6 +131,14 @@ STOCK_BELOW_COMMITTED = ProblemType(
     409,
     "The new stock is less than the units already held for purchases or sold. The item was not changed.",
     "Set the stock to held + sold or more. Held units may still fall back: ask for the item and try again later.",
+)
+PRECONDITION_FAILED = ProblemType(
+    "precondition-failed",
+    "The item is another by now",
+    412,
+    "The request was to change the item only if it still has an ETag of the header If-Match. It has another one, or "
+    "there is no such item. It was not changed. An ETag changes with every change, also when units are held or sold.",
+    "Ask for the item, look at what changed, and send the request again with the new ETag, or without If-Match.",
 )
 TOO_LARGE = ProblemType(
     "too-large",
@@ -150,9 +166,18 @@ RATE_LIMITED = ProblemType(
     "rate-limited",
     "Too many requests",
     429,
-    "More requests came than the operator allows. Nothing was recorded.",
-    "Wait as long as the header Retry-After says, in seconds, and send the same request with the same key.",
+    "More requests to buy came from this client, or for this customer, than the operator allows. Nothing was recorded.",
+    "Wait as long as the header Retry-After says, in seconds, and send the same request with the same key. The header "
+    "RateLimit-Policy says what is allowed, and RateLimit what is left of it.",
     retry_after=1,
+)
+HEADERS_TOO_LARGE = ProblemType(
+    "headers-too-large",
+    "Request line or headers too large",
+    431,
+    "What comes before the body of the request has more than 64 KiB or more than 100 headers. No valid request has. "
+    "Nothing was recorded. The connection is closed.",
+    "Send only the headers that the API asks for. Behind a site with many cookies, leave these away.",
 )
 INTERNAL_ERROR = ProblemType(
     "internal-error",
@@ -166,7 +191,8 @@ QUEUE_FULL = ProblemType(
     "queue-full",
     "Too many purchases at once",
     503,
-    "More purchases are waiting to be recorded than can be in time. This one was not recorded.",
+    "More purchases wait already than there is stock for, or more than can be recorded in time, or more come than the "
+    "operator lets in. This one was not recorded.",
     "Wait as long as the header Retry-After says, in seconds, and send the same request with the same key.",
     retry_after=1,
 )
@@ -192,14 +218,17 @@ CATALOGUE: Final[Mapping[str, ProblemType]] = {
         UNKNOWN_PURCHASE,
         NOT_FOUND,
         METHOD_NOT_ALLOWED,
+        REQUEST_TIMEOUT,
         SOLD_OUT,
         NOT_ON_SALE,
         TOO_LATE,
         STOCK_BELOW_COMMITTED,
+        PRECONDITION_FAILED,
         TOO_LARGE,
         NOT_JSON,
         IDEMPOTENCY_KEY_REUSED,
         RATE_LIMITED,
+        HEADERS_TOO_LARGE,
         INTERNAL_ERROR,
         QUEUE_FULL,
         UNAVAILABLE,

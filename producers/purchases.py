@@ -7,21 +7,24 @@ What they take and give is described for `/docs` in `producers.purchases_describ
 from __future__ import annotations
 
 import re
+from math import ceil
 from typing import Annotated, Any, assert_never
 
 import msgspec
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from producers import problems
+from producers import admit, problems, rates
 from producers.accept import Acceptance, Accepted, KeyReused, Order, UnknownItem
-from producers.admit import Verdict
+from producers.admit import Ruling, Verdict
+from producers.pace import Pace
 from producers.parts import Parts
 from producers.problems import FieldError, Problem
 from producers.reading import Reading
-from producers.shown import ASK_AGAIN, shown
-from shared.errors import QueueFullError
+from producers.shown import ask_again, shown
+from shared.errors import QueueFullError, UnavailableError
 from shared.items import SKU_PATTERN
 
 _VISIBLE = re.compile(r"[\x21-\x7e]{1,255}")
@@ -52,19 +55,40 @@ async def buy(request: Request) -> Response:
     key = idempotency_key(request)
     body = parse(await request.body())
     order = Order(client, key, body.item, body.quantity, body.customer, body.payment_token)
-    verdict = await parts.admission.admit(client, key, order.item, order.quantity)
-    if verdict not in (Verdict.KNOWN, Verdict.OPEN):
+    knock = admit.Request(client, key, body.item, body.quantity, body.customer)
+    try:
+        ruling = await parts.admission.admit(knock)
+    except QueueFullError:
+        return await _known_or_full(parts, order)
+    rates.remember(request.scope, ruling.allowances)
+    if not ruling.lets_in:
         # A key is looked up before it is refused: a retry never meets a refusal for a purchase that exists.
         known = await parts.acceptor.known(order)
-        return _answer(known, order) if known is not None else _refuse(verdict, order)
+        return _answer(known, order, parts.reader.pace) if known is not None else _refuse(ruling, order)
     try:
-        return _answer(await parts.acceptor.accept(order), order)
+        acceptance = await parts.acceptor.accept(order)
     except QueueFullError:
-        # Also this is a refusal, and a retry must get its purchase all the same.
-        known = await parts.acceptor.known(order)
-        if known is None:
-            raise
-        return _answer(known, order)
+        await parts.admission.give_back(knock, forget=True)
+        return await _known_or_full(parts, order)
+    except UnavailableError:
+        raise  # It may be recorded, so its units may wait.
+    except Exception:
+        await parts.admission.give_back(knock, forget=True)
+        raise
+    match acceptance:
+        case UnknownItem():
+            await parts.admission.give_back(knock, forget=True)
+        case KeyReused() | Accepted(replayed=True):
+            await parts.admission.give_back(knock, forget=False)
+    return _answer(acceptance, order, parts.reader.pace)
+
+
+async def _known_or_full(parts: Parts, order: Order) -> Response:
+    """Also this is a refusal, and a retry must get its purchase all the same."""
+    known = await parts.acceptor.known(order)
+    if known is None:
+        raise QueueFullError
+    return _answer(known, order, parts.reader.pace)
 
 
 def idempotency_key(request: Request) -> str:
@@ -112,15 +136,16 @@ def _field_error(message: str) -> FieldError:
     return FieldError(named[1][:100] if named else "body", what[:300])
 
 
-def _answer(acceptance: Acceptance, order: Order) -> Response:
+def _answer(acceptance: Acceptance, order: Order, pace: Pace) -> Response:
     match acceptance:
         case Accepted(record, replayed):
             headers = {"Location": f"/v1/purchases/{record.id}"}
             if replayed:
                 headers["Idempotent-Replayed"] = "true"
+            reading = Reading(record, None)
             if not record.final:
-                headers["Retry-After"] = ASK_AGAIN
-            return shown(Reading(record, None), headers, status=200 if record.final else 202)
+                headers["Retry-After"] = ask_again(reading, pace)
+            return shown(reading, headers, status=200 if record.final else 202)
         case KeyReused():
             raise Problem(
                 problems.IDEMPOTENCY_KEY_REUSED, detail="This Idempotency-Key was used with another body before."
@@ -131,21 +156,37 @@ def _answer(acceptance: Acceptance, order: Order) -> Response:
             assert_never(acceptance)
 
 
-def _refuse(verdict: Verdict, order: Order) -> Response:
-    match verdict:
+def _refuse(ruling: Ruling, order: Order) -> Response:
+    match ruling.verdict:
         case Verdict.UNKNOWN_ITEM:
             raise Problem(problems.UNKNOWN_ITEM, detail=f"There is no item {order.item}.")
         case Verdict.NOT_ON_SALE:
             raise Problem(problems.NOT_ON_SALE, detail=f"{order.item} is not on sale now.")
         case Verdict.SOLD_OUT:
             raise Problem(problems.SOLD_OUT, detail=f"There are not {order.quantity} of {order.item} left.")
-        case Verdict.KNOWN | Verdict.OPEN:
-            raise AssertionError(f"{verdict} is no refusal")
+        case Verdict.QUEUE_FULL:
+            detail = f"Those who wait for {order.item} already want all that is left of it."
+            raise Problem(problems.QUEUE_FULL, detail=detail, retry_after=_seconds(ruling))
+        case Verdict.CLIENT_RATE:
+            detail = "This client sends more requests to buy than are allowed."
+            raise Problem(problems.RATE_LIMITED, detail=detail, retry_after=_seconds(ruling))
+        case Verdict.CUSTOMER_RATE:
+            detail = "There are more requests to buy for this customer than are allowed."
+            raise Problem(problems.RATE_LIMITED, detail=detail, retry_after=_seconds(ruling))
+        case Verdict.TOTAL_RATE:
+            detail = "All clients together send more requests to buy than are taken."
+            raise Problem(problems.QUEUE_FULL, detail=detail, retry_after=_seconds(ruling))
+        case Verdict.KNOWN | Verdict.OPEN | Verdict.NOT_COUNTED:
+            raise AssertionError(f"{ruling.verdict} is no refusal")
         case _:
-            assert_never(verdict)
+            assert_never(ruling.verdict)
+
+
+def _seconds(ruling: Ruling) -> int:
+    return max(1, ceil(ruling.wait))
 
 
 routes: list[Any] = [
-    Route("/v1/purchases", buy, methods=["POST"]),
+    Route("/v1/purchases", buy, methods=["POST"], middleware=[Middleware(rates.RateLimitFields)]),
 ]
 """The routes, for `producers.app`."""

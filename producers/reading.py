@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -13,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from producers.pace import Pace
 from shared import statuses
 from shared.errors import UnavailableError
 from shared.groups import Group
@@ -55,15 +57,22 @@ class Reader:
         self._engine = engine
         self._redis = redis
         self._settings = settings
+        #: How fast the lanes move, as far as the reads of this process tell.
+        self.pace = Pace()
         self._cached: Group[str, Reading | None] = Group(self._read_cached, batch=_BATCH, bound=_BOUND)
         self._stored: Group[str, Reading | None] = Group(self._read_stored, batch=_BATCH, bound=_BOUND)
 
-    async def read(self, purchase_id: str) -> Reading | None:
+    async def read(self, purchase_id: str, at_least: int = 0) -> Reading | None:
         """The purchase with this id (32 hex digits), whoever's it is, or None.
 
-        Raises UnavailableError when neither Redis nor Postgres could tell.
+        `at_least` is a revision the caller has seen: Postgres is asked if Redis has only an older one, so that nobody
+        is shown a state from before the one they know. Raises UnavailableError when neither Redis nor Postgres could
+        tell.
         """
-        return await self._cached.bring(purchase_id) or await self._stored.bring(purchase_id)
+        cached = await self._cached.bring(purchase_id)
+        if cached is not None and cached.record.rev >= at_least:
+            return cached
+        return await self._stored.bring(purchase_id)
 
     async def _read_cached(self, purchase_ids: Sequence[str]) -> list[Reading | None]:
         try:
@@ -71,12 +80,14 @@ class Reader:
         except RedisError as error:
             log.warning("statuses_not_read", purchases=len(purchase_ids), error=str(error))
             return [None] * len(purchase_ids)
-        return [
+        readings = [
             Reading(cached.record, cached.decided_through)
             if cached is not None and cached.believable(self._settings.status_fresh)
             else None
             for cached in found
         ]
+        self._watch_lanes(filter(None, readings))
+        return readings
 
     async def _read_stored(self, purchase_ids: Sequence[str]) -> list[Reading | None]:
         try:
@@ -88,14 +99,31 @@ class Reader:
             reading.record.id: reading
             for reading in (Reading(PurchaseRecord.from_row(row), row["decided_through"]) for row in rows)
         }
-        await self._mend([reading.record for reading in found.values()])
+        self._watch_lanes(found.values())
+        await self._mend(found.values())
         return [found.get(UUID(purchase_id).hex) for purchase_id in purchase_ids]
 
-    async def _mend(self, records: Sequence[PurchaseRecord]) -> None:
-        """Write what Postgres said to Redis, so that the next poll need not ask again."""
+    def _watch_lanes(self, readings: Iterable[Reading]) -> None:
+        """Only lanes in which somebody waits tell how fast they move."""
+        watermarks = {
+            reading.record.lane: reading.decided_through
+            for reading in readings
+            if reading.record.status is Status.QUEUED and reading.decided_through is not None
+        }
+        now = time.monotonic()
+        for lane, decided_through in watermarks.items():
+            self.pace.observe(lane, decided_through, now)
+
+    async def _mend(self, readings: Collection[Reading]) -> None:
+        """Write what Postgres said to Redis, so that the next poll need not ask again, and knows the same place."""
+        watermarks = {
+            reading.record.lane: reading.decided_through for reading in readings if reading.decided_through is not None
+        }
         try:
             async with self._redis.pipeline(transaction=False) as pipe:
-                statuses.queue_write(pipe, records, self._settings)
+                statuses.queue_write(pipe, [reading.record for reading in readings], self._settings)
+                for lane, decided_through in watermarks.items():
+                    statuses.queue_missing_watermark(pipe, lane, decided_through)
                 await pipe.execute()
         except RedisError as error:
-            log.warning("statuses_not_mended", purchases=len(records), error=str(error))
+            log.warning("statuses_not_mended", purchases=len(readings), error=str(error))

@@ -32,6 +32,8 @@ POINTS = frozenset(
         "accept.after_publish",
         "call.before_publish",
         "call.after_publish",
+        "cancel.before_commit",
+        "cancel.after_commit",
         "decide.after_lock",
         "decide.after_forget",
         "decide.before_commit",

@@ -28,3 +28,7 @@ class QueueFullError(UnavailableError):
 
 class StockBelowCommittedError(FairlaneError):
     """The new stock is less than what is already held or sold."""
+
+
+class ItemChangedError(FairlaneError):
+    """The item is not, or no longer, the one that was to be changed."""

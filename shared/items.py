@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Self
 
@@ -21,7 +23,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from shared.doors import Door
-from shared.errors import StockBelowCommittedError
+from shared.errors import ItemChangedError, StockBelowCommittedError
 from shared.purchases import rfc3339
 from shared.routing import lane_of
 from shared.settings import Settings
@@ -92,6 +94,8 @@ class Item(BaseModel):
     closes_at: ShownMoment | None
     hold_seconds: int
     waitlist: bool
+    #: Another one after every change, also of what is held and sold. Shown as the ETag.
+    rev: Annotated[int, Field(exclude=True, repr=False)]
 
     @classmethod
     def from_row(cls, row: RowMapping) -> Item:
@@ -128,8 +132,11 @@ RETURNING i.*
 
 _GET = text("SELECT i.* FROM fairlane.items i WHERE i.sku = :sku")
 
-DOORS = text("SELECT i.* FROM fairlane.items i WHERE i.sku = ANY(CAST(:skus AS text[]))")
-"""The items a door wants to know of."""
+_PAGE = text("""
+SELECT i.* FROM fairlane.items i WHERE i.sku > CAST(:after AS text) COLLATE "C" ORDER BY i.sku LIMIT :limit
+""")
+"""Promise: whoever pages through sees every item that was there all the time once, whatever is added meanwhile. A page
+begins after a name and not after a number of items."""
 
 
 class Saved(BaseModel):
@@ -143,11 +150,28 @@ class Saved(BaseModel):
     door: Door
 
 
-async def save(connection: AsyncConnection, sku: str, terms: ItemTerms, settings: Settings) -> Saved:
+@dataclass(frozen=True, slots=True)
+class ItemPage:
+    """Some items by name, in byte order. `next` is the name after which the next page begins; None on the last one."""
+
+    items: Sequence[Item]
+    next: str | None
+
+
+async def save(
+    connection: AsyncConnection,
+    sku: str,
+    terms: ItemTerms,
+    settings: Settings,
+    *,
+    expected: Callable[[int], bool] | None = None,
+) -> Saved:
     """Create the item or change it to these terms, within the caller's transaction.
 
+    With `expected`, only an item is changed whose revision that accepts. It is asked while the item is locked.
+
     Raises StockBelowCommittedError, leaving the transaction to be rolled back, when the new stock is less than what is
-    held and sold.
+    held and sold; ItemChangedError when the item is not as expected, or is not there.
     """
     values = {
         **terms.model_dump(),
@@ -155,10 +179,13 @@ async def save(connection: AsyncConnection, sku: str, terms: ItemTerms, settings
         "lane": lane_of(sku, settings.lanes),
         "hold_seconds": terms.hold_seconds or settings.hold_seconds,
     }
-    created = (await connection.execute(_CREATE, values)).mappings().one_or_none()
-    if created is not None:
-        return _saved(created, is_new=True)
-    before = (await connection.execute(_LOCK, {"sku": sku})).mappings().one()
+    if expected is None:
+        created = (await connection.execute(_CREATE, values)).mappings().one_or_none()
+        if created is not None:
+            return _saved(created, is_new=True)
+    before = (await connection.execute(_LOCK, {"sku": sku})).mappings().one_or_none()
+    if before is None or (expected is not None and not expected(before["rev"])):
+        raise ItemChangedError
     committed = before["stock"] - before["available"]
     if terms.stock < committed:
         raise StockBelowCommittedError(
@@ -179,3 +206,10 @@ async def get(connection: AsyncConnection, sku: str) -> Item | None:
     """The item as it stands now, or None."""
     row = (await connection.execute(_GET, {"sku": sku})).mappings().one_or_none()
     return None if row is None else Item.from_row(row)
+
+
+async def page(connection: AsyncConnection, *, after: str | None, limit: int) -> ItemPage:
+    """The first `limit` items by name, of those after this one if it is given."""
+    rows = (await connection.execute(_PAGE, {"after": after or "", "limit": limit + 1})).mappings().all()
+    found = [Item.from_row(row) for row in rows[:limit]]
+    return ItemPage(found, found[-1].sku if len(rows) > limit else None)

@@ -5,12 +5,15 @@
 | fairlane:purchase:<id>        | string | STATUS_TTL    | accept, decide, charge, read     | status reads        |
 | fairlane:item:<sku>           | hash   | DOOR_TTL      | decide, charge, items, door      | admit               |
 | fairlane:seen:<client>:<hash> | string | KEY_SEEN_TTL  | admit                            | admit               |
+| fairlane:waiting:<sku>        | string | DOOR_TTL      | admit, decide, cancel            | admit               |
+| fairlane:rate:<whose>         | string | until full    | admit                            | admit               |
 | fairlane:called:<queue>       | string | CALLED_TTL    | whoever calls a lane or charges  | the same            |
 | fairlane:decided:<lane>       | string | 30 s          | decide, sweep                    | status reads        |
 | fairlane:lock:charge:<id>     | string | CHARGE_LOCK_TTL | charge, reconcile              | the same, operators |
 | fairlane:metrics:locks        | hash   | no expiry     | charge, reconcile                | /metrics            |
 | fairlane:metrics:locks:recent | hash   | 10 minutes    | charge, reconcile                | /metrics            |
 | fairlane:metrics:locks:before | hash   | 10 minutes    | charge, reconcile                | /metrics            |
+| fairlane:changed              | channel | none         | whoever writes a status          | who waits for one   |
 
 Celery keeps its queues beside them under its own names (`lane.00` …, `charges`, `_kombu.*`, `unacked*`).
 """
@@ -30,6 +33,10 @@ LOCK_RECENT = f"{LOCK_TOTALS}:recent"
 LOCK_BEFORE = f"{LOCK_TOTALS}:before"
 """The same for the window before."""
 
+CHANGED = f"{PREFIX}changed"
+"""A channel, no key: the ids of purchases whose status is newer than the one before, separated by spaces. A message
+that nobody heard is lost; whoever waits also looks by itself."""
+
 
 def purchase(purchase_id: str) -> str:
     """The status of a purchase: `rev|written at, ms|JSON`."""
@@ -41,8 +48,32 @@ def item(sku: str) -> str:
     return f"{PREFIX}item:{sku}"
 
 
+def waiting(sku: str) -> str:
+    """How many units of an item were let in and are neither given nor refused stock yet. A change renews its life."""
+    return f"{PREFIX}waiting:{sku}"
+
+
+TOTAL_RATE = f"{PREFIX}rate:all"
+"""The bucket of all requests to buy together."""
+
+
+def client_rate(client: str) -> str:
+    """The bucket of a client's requests to buy."""
+    return f"{PREFIX}rate:client:{client}"
+
+
+def customer_rate(client: str, customer: str) -> str:
+    """The bucket of the requests to buy for one customer of a client. Hashed, as in `seen`."""
+    digest = blake2b(customer.encode(), digest_size=16).hexdigest()
+    return f"{PREFIX}rate:customer:{client}:{digest}"
+
+
 def seen(client: str, idempotency_key: str) -> str:
-    """The mark that a request with this idempotency key was let in. Hashed: keys are long and chosen by clients."""
+    """The mark that a request with this idempotency key was let in: how many such requests stand on its units, and
+    which these are; or `known`. See `shared/lua/admit.lua`.
+
+    Hashed: keys are long and chosen by clients.
+    """
     digest = blake2b(idempotency_key.encode(), digest_size=16).hexdigest()
     return f"{PREFIX}seen:{client}:{digest}"
 

@@ -6,9 +6,11 @@ environment; it fails with one line that names the setting.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Any, Self
+from pathlib import Path
+from typing import Annotated, Any, Final, Self
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
@@ -42,6 +44,10 @@ class Role(StrEnum):
     ADMIN = "admin"  #: also create and change items
 
 
+#: Scheme, host in lower case and port, nothing after it. No `*`: a status is for the buyer's own shop.
+_ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+
+
 @dataclass(frozen=True, slots=True)
 class ApiKey:
     """One caller of the API. `name` scopes its idempotency keys and owns its purchases."""
@@ -51,21 +57,36 @@ class ApiKey:
     role: Role
 
 
+def parse_api_key(entry: str, place: str) -> ApiKey:
+    """`name:secret:role` as a key. Raises ValueError, which names the place of the entry."""
+    match entry.split(":"):
+        case [name, secret, role] if name and secret and role in set(Role):
+            return ApiKey(name, secret, Role(role))
+        case _:
+            # The entry itself is not repeated: it holds a secret.
+            raise ValueError(f"{place} is not name:secret:role with the role shop or admin")
+
+
 def _parse_api_keys(value: Any) -> Any:
     """`name:secret:role,…` as keys. One name may come twice, with two secrets, while a secret is being replaced."""
     if not isinstance(value, str):
         return value
-    keys = []
-    for place, part in enumerate(filter(None, (p.strip() for p in value.split(","))), start=1):
-        match part.split(":"):
-            case [name, secret, role] if name and secret and role in set(Role):
-                keys.append(ApiKey(name, secret, Role(role)))
-            case _:
-                # The entry itself is not repeated: it holds a secret.
-                raise ValueError(f"entry {place} is not name:secret:role with the role shop or admin")
+    entries = filter(None, (part.strip() for part in value.split(",")))
+    keys = tuple(parse_api_key(entry, f"entry {place}") for place, entry in enumerate(entries, start=1))
     if len({key.secret for key in keys}) != len(keys):
         raise ValueError("two entries share one secret")
-    return tuple(keys)
+    return keys
+
+
+def _parse_origins(value: Any) -> Any:
+    """`https://shop.example,…` as origins, each exactly as a browser sends it."""
+    if not isinstance(value, str):
+        return value
+    origins = tuple(filter(None, (part.strip() for part in value.split(","))))
+    for origin in origins:
+        if not _ORIGIN.fullmatch(origin):
+            raise ValueError(f"{origin[:100]!r} is not an origin like https://shop.example")
+    return origins
 
 
 def _postgres_url(value: Any) -> Any:
@@ -108,6 +129,11 @@ def _http_url(value: Any) -> Any:
 #: A millisecond at least: Postgres and Redis count in those, and to Postgres a timeout of 0 means none.
 Seconds = Annotated[float, Field(ge=0.001, le=86_400)]
 RedisUrl = Annotated[str, BeforeValidator(_redis_url)]
+#: Requests a second: from one in a quarter of an hour to far more than one installation answers.
+Rate = Annotated[float, Field(ge=0.001, le=1_000_000)]
+#: Requests at once. An empty bucket of the largest burst and the lowest rate is full after three years, which is still
+#: an exact number of microseconds in Lua.
+Burst = Annotated[int, Field(ge=1, le=100_000)]
 
 
 class Settings(BaseSettings):
@@ -125,8 +151,25 @@ class Settings(BaseSettings):
     gateway: str = "http"
     #: Who may call the API: `name:secret:role,…`; needed by the web process.
     api_keys: Annotated[tuple[ApiKey, ...], NoDecode, BeforeValidator(_parse_api_keys)] = ()
+    #: More keys, or all of them: a file with a `name:secret:role` per line, read again when it changes.
+    api_keys_file: Path | None = None
+    #: Origins whose scripts may read the public status of a purchase (`/v1/status`), separated by commas.
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parse_origins)] = ()
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8000
+    #: Whether the API process writes a line per request to standard output.
+    access_log: bool = True
+
+    # Connections of clients
+    #: Connections that one API process serves at once; more are answered 503. By default 10,000, or what the process
+    #: may open files for.
+    connections: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    #: From the first byte of a request to its last: the largest has 16 KiB, which a weak mobile connection carries in
+    #: a second or two.
+    request_within: Seconds = 10
+    #: An idle connection is kept for longer than load balancers keep theirs (60 s as a rule), so that none sends a
+    #: request into a connection that is just being closed.
+    keep_alive: Seconds = 65
 
     #: Partitions of the items. Stored in the database; 16 keeps 16 cores busy and a sweep of all lanes cheap.
     lanes: Annotated[int, Field(ge=1, le=100)] = 16
@@ -141,6 +184,18 @@ class Settings(BaseSettings):
     key_seen_ttl: Seconds = 300
     #: Life of a door record: as long as the door may work with a count that nobody refreshed.
     door_ttl: Seconds = 5
+
+    # Rates of POST /v1/purchases, off until set: what is right depends on the shop, and a wrong limit refuses buyers.
+    #: Requests a second of one client (an API key's name) in the long run, by all API processes together.
+    client_rate: Rate | None = None
+    #: How many of them may come at once after a rest; by default what comes in a second.
+    client_burst: Burst | None = None
+    #: The same for one customer of a client.
+    customer_rate: Rate | None = None
+    customer_burst: Burst | None = None
+    #: The same for everybody together: what Postgres is known to take. More is told to come again (503).
+    total_rate: Rate | None = None
+    total_burst: Burst | None = None
 
     # Deciding
     #: Purchases in one decision: most of the rate of larger batches, while one lane's lock is held for milliseconds.
@@ -220,6 +275,13 @@ class Settings(BaseSettings):
         return value
 
     @model_validator(mode="after")
+    def _a_burst_is_of_a_rate(self) -> Self:
+        for whose in ("client", "customer", "total"):
+            if getattr(self, f"{whose}_burst") is not None and getattr(self, f"{whose}_rate") is None:
+                raise ValueError(f"{PREFIX}{whose.upper()}_BURST: needs {whose.upper()}_RATE")
+        return self
+
+    @model_validator(mode="after")
     def _lock_outlasts_the_call(self) -> Self:
         if self.charge_lock_ttl <= self.overdue_after:
             raise ValueError(
@@ -257,6 +319,10 @@ class Settings(BaseSettings):
         return self.broker_url or self.redis_url
 
 
+#: Settings that another one can stand in for.
+_INSTEAD: Final = {"api_keys": "api_keys_file"}
+
+
 def load_settings(*needed: str) -> Settings:
     """The settings of this process.
 
@@ -273,7 +339,7 @@ def load_settings(*needed: str) -> Settings:
         name = f"{PREFIX}{str(first['loc'][0]).upper()}"
         raise SettingsError(f"{name}: {'is not set' if first['type'] == 'missing' else message}") from None
     for name in needed:
-        if not getattr(settings, name):
+        if not getattr(settings, name) and not getattr(settings, _INSTEAD.get(name, name)):
             raise SettingsError(f"{PREFIX}{name.upper()}: is not set")
     return settings
 

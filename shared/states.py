@@ -96,3 +96,4 @@ class Reason(StrEnum):
     LIMIT_REACHED = "limit_reached"  #: more than one customer may have
     WAITING_FOR_STOCK = "waiting_for_stock"  #: on the waitlist
     UNDECIDABLE = "undecidable"  #: set aside: the decision itself failed
+    CANCELLED_BY_CLIENT = "cancelled_by_client"  #: called off by the client that bought

@@ -2,7 +2,8 @@
 
 A status is believed as it is when
 - it is final: final states never change; or
-- it is queued and its place in the line is beyond the lane's `decided through`: nobody has looked at it yet; or
+- it is queued, its place in the line is beyond the lane's `decided through`, so that nobody has looked at it yet, and
+  it was written within the last half a minute; or
 - it is young (`STATUS_FRESH`).
 
 Everything else (old, missing, contradictory) is read from Postgres, see `producers.reading`.
@@ -22,8 +23,9 @@ from shared.redis_clients import Pipeline, script
 from shared.settings import Settings
 from shared.states import Status
 
-#: Seconds after which a watermark that nobody wrote again is no longer believed, and queued purchases are read from
-#: Postgres: while Redis takes no writes (no memory, no disk), it goes on to say what was true before.
+#: Seconds after which a watermark that nobody wrote again, or a queued status, is no longer believed, and queued
+#: purchases are read from Postgres: while Redis takes no writes (no memory, no disk), it goes on to say what was true
+#: before. One read per purchase and half a minute is next to nothing, as they are read in groups.
 WATERMARK_TTL = 30
 
 _encode = msgspec.json.Encoder().encode
@@ -43,16 +45,20 @@ class CachedStatus:
         if self.record.final:
             return True
         if self.record.status is Status.QUEUED and self.decided_through is not None:
-            # Queued below the watermark is a contradiction: it was decided, or committed late. Postgres knows.
-            return self.record.seq > self.decided_through
+            # Queued below the watermark is a contradiction: it was decided, or committed late. Postgres knows. Beyond
+            # it nobody has decided it; but it may have been cancelled, by an API process that died of it.
+            return self.record.seq > self.decided_through and self.age <= WATERMARK_TTL
         return self.age <= fresh
 
 
 def queue_write(pipe: Pipeline, records: Sequence[PurchaseRecord], settings: Settings) -> None:
-    """Queue the write of these statuses on a pipeline; an older revision never overwrites a newer one."""
+    """Queue the write of these statuses on a pipeline; an older revision never overwrites a newer one.
+
+    Whoever waits for one of them is told, by one message on the channel `keys.CHANGED`.
+    """
     if not records:
         return
-    args: list[str | int | bytes] = [int(settings.status_ttl * 1000)]
+    args: list[str | int | bytes] = [int(settings.status_ttl * 1000), keys.CHANGED]
     for record in records:
         args += (record.rev, _encode(record))
     pipe.eval(script("write_statuses"), len(records), *(keys.purchase(r.id) for r in records), *args)
@@ -65,6 +71,11 @@ def queue_watermark(pipe: Pipeline, lane: int, decided_through: int) -> None:
     were written with them. It is soon gone unless it is written again, which the sweep does in every round.
     """
     pipe.set(keys.decided(lane), decided_through, px=WATERMARK_TTL * 1000)
+
+
+def queue_missing_watermark(pipe: Pipeline, lane: int, decided_through: int) -> None:
+    """Queue the write of a lane's watermark, unless there is one: that is as new, or newer."""
+    pipe.set(keys.decided(lane), decided_through, px=WATERMARK_TTL * 1000, nx=True)
 
 
 async def read_many(client: Redis, purchase_ids: Sequence[str], lanes: int) -> list[CachedStatus | None]:

@@ -247,7 +247,7 @@ class Decider:
             with self._redis.pipeline(transaction=False) as pipe:
                 self._caller.queue_marks(pipe, calls)
                 statuses.queue_write(pipe, batch.records, self._settings)
-                doors.queue_write(pipe, batch.doors, self._settings)
+                doors.queue_write(pipe, batch.doors, self._settings, doors.no_longer_waiting(batch.records))
                 if batch.decided_through is not None:
                     statuses.queue_watermark(pipe, lane, batch.decided_through)
                 replies = pipe.execute()

@@ -34,8 +34,8 @@ async def test_every_purchase_is_a_task_of_its_own(per_purchase: Service, buyer:
     await buyer.put_item("mug", stock=12)
     replies = await asyncio.gather(*(buyer.buy("mug", key=f"k-{number}") for number in range(30)))
     ids = [reply.body["id"] for reply in replies if reply.status == 202]
-    assert len(ids) > 12
-    assert {reply.slug for reply in replies if reply.status != 202} <= {"sold-out"}
+    assert len(ids) >= 12
+    assert {reply.slug for reply in replies if reply.status != 202} <= {"sold-out", "queue-full"}
 
     ends = [(await buyer.final(purchase_id))["status"] for purchase_id in ids]
     assert ends.count("confirmed") == 12

@@ -24,6 +24,7 @@ _CALL = ("call.before_publish", "call.after_publish")
 _RECORD = ("record.before_commit", "record.after_commit", "record.after_publish")
 CRASHES = {
     "buy": ("accept.before_commit", "accept.after_commit", "accept.after_publish", *_CALL),
+    "cancel": ("cancel.before_commit", "cancel.after_commit", *_CALL),
     "decide": (
         "decide.after_lock",
         "decide.after_forget",
@@ -47,6 +48,7 @@ CRASHES = {
 }
 FREEZES = {
     "buy": ("accept.after_commit",),
+    "cancel": ("cancel.after_commit",),
     "decide": ("decide.after_commit", "decide.after_publish"),
     "charge": (
         "charge.after_claim",
@@ -114,4 +116,5 @@ DOINGS: st.SearchStrategy[Doings] = st.one_of(
     st.tuples(st.just("sweep"), st.none()),
     st.tuples(st.just("put"), st.tuples(SKUS, CHANGES)),
     st.tuples(st.just("buy"), ORDERS),
+    st.tuples(st.just("cancel"), INDEX),
 )

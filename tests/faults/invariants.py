@@ -22,7 +22,7 @@ from tests.faults.world import World
 Row = dict[str, Any]
 
 #: Given no stock.
-_REFUSED = frozenset({Status.SOLD_OUT, Status.LIMIT_REACHED, Status.CANCELLED})
+_REFUSED = frozenset({Status.SOLD_OUT, Status.LIMIT_REACHED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +172,9 @@ class History:
         for asked in self.world.asked:
             if asked.purchase is not None:
                 assert owners.get(asked.order.key) == asked.purchase, f"{asked.order.key}: another purchase, or none"
+            if asked.cancelled:
+                status = now.purchases[owners[asked.order.key]]["status"]
+                assert status == Status.CANCELLED, f"{asked.order.key}: was told it is cancelled, and is {status}"
         assert owners.keys() <= {asked.order.key for asked in self.world.asked}, "a purchase nobody asked for"
 
     def _charges(self, now: Snapshot) -> None:

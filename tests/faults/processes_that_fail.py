@@ -26,6 +26,7 @@ from sqlalchemy.event import listen
 from sqlalchemy.exc import DBAPIError
 
 from producers.accept import Acceptor
+from producers.cancel import Canceller
 from shared.calling import Caller
 from shared.database import is_passing, make_engine
 from shared.redis_clients import make_redis
@@ -101,6 +102,7 @@ class Parts:
     shop: Shop
     caller: Caller
     acceptor: Acceptor
+    canceller: Canceller
     decider: Decider
     charger: Charger
     reconciler: Reconciler
@@ -262,6 +264,7 @@ class Process:
             shop,
             caller,
             Acceptor(shop.engine, shop.redis, caller, self._settings),
+            Canceller(shop.engine, shop.redis, caller, self._settings),
             Decider(self._engine, self._redis, Caller(self._settings, shop.celery, self._redis), self._settings),
             shop.charger(self._gateway, worker=f"{self.name}.{self._lives}"),
             shop.reconciler(self._gateway),

@@ -13,13 +13,14 @@ from collections.abc import Iterator
 
 import pytest
 
+from producers.cancel import Cancelled
 from shared.crash_points import POINTS, armed
 from shared.routing import lane_of
 from shared.states import FINAL
 from tests.integration.shopfloor import Shop, until
 from workers.gateways import Capabilities, ChargeOutcome, ChargeRecord, ChargeRequest, Confirmed, Declined
 
-#: Of six buyers, one of whom cannot pay, four get the four units.
+#: Of six buyers, one of whom cannot pay and one of whom cancels, four get the four units.
 BUYERS, STOCK = 6, 4
 
 #: A round ends what can be ended without waiting; after a crash a purchase may need one to be found, one to be asked
@@ -77,12 +78,16 @@ class World:
         ]
 
     async def live(self) -> None:
-        """One life of every process: buyers ask, the sweep looks, lanes are decided, charges made and asked about."""
-        await self.shop.buy(*self.orders)
+        """One life of every process: buyers ask, the sweep looks, lanes are decided, the first buyer calls it off,
+        charges are made and asked about."""
+        first, *_ = await self.shop.buy(*self.orders)
         for _ in range(3):
             await self.shop.sweep().run_once()
             with self.shop.decider() as decider:
                 await asyncio.to_thread(decider.drain, lane_of("sku-1", self.shop.settings.lanes))
+            canceller = self.shop.canceller()
+            assert isinstance(await canceller.cancel(first.client, first.id), Cancelled)
+            await canceller.close()
             await self.shop.charger(self.provider).drain()
             await self.shop.reconciler(self.provider).run_once()
 
@@ -138,5 +143,6 @@ async def test_whoever_dies_there_loses_nothing(shop: Shop, point: str) -> None:
     assert len({row["idempotency_key"] for row in shop.purchases()}) == BUYERS
     assert Counter(shop.statuses())["confirmed"] == STOCK
     assert shop.stock() == (0, 0, STOCK)
+    assert Counter(shop.statuses())["cancelled"] == 1
     charged = Counter(name for name, record in world.provider.ledger if record.status == "succeeded")
     assert charged == {row["id"].hex: 1 for row in shop.purchases() if row["status"] == "confirmed"}

@@ -12,12 +12,14 @@ import re
 import signal
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
+import aiohttp
 import pytest
 
 from shared.crash_points import POINTS
 from tests.faults.commits import SlowCommits, slow_commits
-from tests.faults.crowd import crowd
+from tests.faults.crowd import ANSWER_WITHIN, ASK_AGAIN_AFTER, crowd
 from tests.faults.floor import Floor
 from tests.faults.traps import Trap, is_dead
 
@@ -64,9 +66,12 @@ ROUNDS: list[Mapping[str, str]] = [
     {"charges": "reconcile.after_answer"},
 ]
 
+#: Where the API dies while it cancels, and how the purchase then stands.
+CANCELLING = {"cancel.before_commit": "reserved", "cancel.after_commit": "cancelled"}
+
 
 def test_every_point_is_somebodys_death() -> None:
-    assert {point for deaths in ROUNDS for point in deaths.values()} == POINTS
+    assert {point for deaths in ROUNDS for point in deaths.values()} | CANCELLING.keys() == POINTS
 
 
 @pytest.mark.parametrize("deaths", ROUNDS, ids=lambda deaths: "+".join(deaths.values()))
@@ -152,6 +157,40 @@ async def test_killed_while_postgres_commits(floor: Floor, sku: str, commit: str
             await until(committed, "a commit that nobody heard of")
             await asyncio.to_thread(floor.restore, [line])
     assert (await floor.ends_well(buyers)).confirmed == 2
+
+
+@pytest.mark.parametrize("point", CANCELLING)
+async def test_an_api_process_killed_while_it_cancels(floor: Floor, sku: str, point: str) -> None:
+    floor.put_item(sku, 1)
+    floor.kill("charges")  # so that who has the unit can still cancel
+    async with crowd(floor.url, [sku], rate=AT_ONCE, limit=2) as buyers:
+        await until(lambda: floor.statuses(sku) == {"reserved": 1, "waitlisted": 1}, "one who has it and one who waits")
+        (held,) = [row["id"] for row in floor.service.purchases(sku) if row["status"] == "reserved"]
+        trap = floor.trap("web", point)
+        async with asyncio.TaskGroup() as others:
+            cancelling = others.create_task(cancels(floor, held))
+            await trap.springs()
+            assert [row["status"] for row in floor.service.purchases(sku) if row["id"] == held] == [CANCELLING[point]]
+            await dies_and_is_replaced(floor, "web", trap)
+        assert cancelling.result()["status"] == "cancelled"
+        await until(lambda: floor.statuses(sku) == {"cancelled": 1, "reserved": 1}, "who waited has it")
+        await asyncio.to_thread(floor.restore, ["charges"])
+    assert (await floor.ends_well(buyers)).statuses == {"cancelled": 1, "confirmed": 1}
+
+
+async def cancels(floor: Floor, purchase: str) -> Any:
+    """A client that cancels, again and again until it hears something definite."""
+    url, headers = f"{floor.url}/v1/purchases/{purchase}", {"Authorization": "Bearer shop-secret"}
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ANSWER_WITHIN)) as session:
+        while True:
+            try:
+                async with session.delete(url, headers=headers) as reply:
+                    if reply.status != 503:
+                        assert reply.status == 200, await reply.text()
+                        return await reply.json()
+            except (aiohttp.ClientError, TimeoutError, OSError):
+                pass
+            await asyncio.sleep(ASK_AGAIN_AFTER)
 
 
 async def committing(commits: SlowCommits, line: str) -> int:

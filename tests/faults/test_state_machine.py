@@ -67,6 +67,9 @@ STEPS = int(os.environ.get("STATE_MACHINE_STEPS", "25"))
 #: Looking for the shortest program that fails takes Hypothesis up to five minutes; `STATE_MACHINE_SHRINK=0` leaves it.
 PHASES = tuple(Phase) if os.environ.get("STATE_MACHINE_SHRINK", "1") != "0" else (Phase.reuse, Phase.generate)
 
+#: Who tries to cancel after their purchase was decided: mostly those who can.
+CANCELLED_FROM = (Status.WAITLISTED, Status.RESERVED, Status.CHARGING)
+
 #: What a run reaches, or it proves nothing.
 MUST_HAPPEN = (
     Status.RESERVED,
@@ -75,6 +78,10 @@ MUST_HAPPEN = (
     Status.CONFIRMED,
     Status.DECLINED,
     Status.SOLD_OUT,
+    "cancelled while queued",
+    "cancelled while reserved",
+    "cancelled while waitlisted",
+    "too late to cancel",
     "flush",
     "messages lost",
     "lanes found again",
@@ -132,6 +139,26 @@ class Sale(RuleBasedStateMachine):
         asked = self._asked(index)
         if asked.purchase is not None:
             self._run(self.world.buy_something_else(asked), None)
+
+    @rule(order=WANTED, fault=faults("cancel"))
+    def a_buyer_changes_their_mind(self, order: Wanted, fault: Fault | None) -> None:
+        self.world.run(self._buy([order]))
+        self._run(self._cancel(self._asked(-1)), fault)
+
+    @rule(orders=ORDERS, standing=st.sampled_from(CANCELLED_FROM), index=INDEX, fault=faults("cancel"))
+    def a_buyer_cancels(self, orders: list[Wanted], standing: Status, index: int, fault: Fault | None) -> None:
+        self._are_due(orders)
+        found = self.world.standing(standing) or self.world.asked
+        self._run(self._cancel(found[index % len(found)]), fault)
+
+    @rule(orders=DUE, index=INDEX, behaviours=OUTCOMES, pace=PACES)
+    def a_buyer_cancels_while_charges_are_made(
+        self, orders: list[Wanted], index: int, behaviours: list[Behaviour], pace: Pace
+    ) -> None:
+        self._are_due(orders)
+        found = self.world.standing(Status.RESERVED) or self.world.asked
+        cancelling = self._cancel(found[index % len(found)])
+        self._run_both((cancelling, None), (self.world.charge(behaviours), None), pace=pace)
 
     @rule(sku=SKUS, heard=st.booleans(), fault=faults("decide"))
     def a_lane_is_decided(self, sku: str, heard: bool, fault: Fault | None) -> None:
@@ -300,6 +327,10 @@ class Sale(RuleBasedStateMachine):
     def _asked(self, index: int) -> Asked:
         return self.world.asked[index % len(self.world.asked)]
 
+    def _cancel(self, asked: Asked) -> Doing:
+        """This buyer cancels, if they know of a purchase; otherwise they go on asking for it."""
+        return self.world.buy(asked) if asked.purchase is None else self.world.cancel(asked)
+
     def _buy(self, orders: list[Wanted]) -> Doing:
         return self.world.buy(*(self._new(*order) for order in orders))
 
@@ -322,6 +353,8 @@ class Sale(RuleBasedStateMachine):
                 return world.sweep()
             case "buy":
                 return self._buy(what)
+            case "cancel":
+                return self._cancel(self._asked(what))
             case _:
                 return world.restock(*what)
 
@@ -383,7 +416,7 @@ def test_whoever_stops_anywhere_and_wakes_up_late_changes_nothing(world: World) 
                 sale.charges_are_made([], [Behaviour.LOST] * 2, heard=True)
                 sale.time_passes(90)
                 sale.the_sweep_comes(None)
-            what = {"buy": [("tea", 1, "ann")], "decide": "tea", "charge": []}.get(verb)
+            what = {"buy": [("tea", 1, "ann")], "decide": "tea", "charge": [], "cancel": -1}.get(verb)
             (report,) = sale.do(verb, what, Fault(FaultKind.FREEZE, point))
             assert report == Frozen(point), f"{verb} did not stop at {point}"
             for _ in range(2):

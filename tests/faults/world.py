@@ -16,6 +16,7 @@ from psycopg.rows import dict_row
 from redis import Redis, RedisError
 
 from producers.accept import Acceptance, Accepted, KeyReused, Order
+from producers.cancel import Cancellation, Cancelled, TooLate
 from shared import doors, items
 from shared.calling import lane_call
 from shared.crash_points import armed
@@ -24,6 +25,7 @@ from shared.errors import StockBelowCommittedError, UnavailableError
 from shared.items import ItemTerms
 from shared.routing import CHARGE, CHARGES_QUEUE, DECIDE, RECONCILE, queue_of
 from shared.settings import Settings
+from shared.states import Status
 from tests.faults.processes_that_fail import Parts, passing
 from tests.faults.scripted_provider import Behaviour
 from tests.faults.stage import Doing, Stage
@@ -51,6 +53,8 @@ class Asked:
 
     order: Order
     purchase: str | None = None
+    #: Whether the buyer was told that it is cancelled.
+    cancelled: bool = False
 
 
 @dataclass
@@ -114,6 +118,36 @@ class World(Stage):
             assert isinstance(answer, KeyReused), f"{asked.order.key}: {answer}"
 
         return Doing(f"buy {asked.order.key} with another body", work, then)
+
+    def cancel(self, asked: Asked) -> Doing:
+        """A buyer whose request was accepted calls its purchase off, as `DELETE /v1/purchases/{id}` does."""
+
+        async def work(parts: Parts) -> Cancellation | UnavailableError:
+            assert asked.purchase is not None
+            try:
+                answer = await parts.canceller.cancel(asked.order.client, asked.purchase)
+            except UnavailableError as error:
+                return error
+            await parts.canceller.close()
+            return answer
+
+        def then(answer: Cancellation | UnavailableError) -> None:
+            match answer:
+                case Cancelled():
+                    asked.cancelled = True
+                    self.noticed[f"cancelled while {answer.before or 'cancelled'}"] += 1
+                case TooLate():
+                    self.noticed["too late to cancel"] += 1
+                case _:
+                    assert isinstance(answer, UnavailableError), f"{asked.order.key}: {answer}"
+
+        return Doing(f"cancel {asked.order.key}", work, then)
+
+    def standing(self, status: Status) -> list[Asked]:
+        """Those who know of a purchase of theirs that is in this state now."""
+        rows = self.view.execute("SELECT id FROM fairlane.purchases WHERE status = %s", [status])
+        there = {row["id"].hex for row in rows}
+        return [asked for asked in self.asked if asked.purchase in there]
 
     def decide(self, sku: str, *, heard: bool = True) -> Doing:
         """Decide the lane of this item; `heard`: a claim check was taken for it, if there is one."""

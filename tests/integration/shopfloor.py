@@ -22,7 +22,10 @@ from kombu import pools
 from psycopg.rows import dict_row
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from producers import admit
 from producers.accept import Acceptance, Accepted, Acceptor, Order
+from producers.admit import Admission, Verdict
+from producers.cancel import Canceller
 from shared import items, keys
 from shared.calling import Caller, make_celery
 from shared.database import make_async_engine, make_engine, transaction
@@ -113,6 +116,18 @@ class Shop:
         acceptor = Acceptor(engine or self.engine, self.redis, self.caller, settings or self.settings)
         self._stack.push_async_callback(acceptor.close)
         return acceptor
+
+    def canceller(
+        self,
+        settings: Settings | None = None,
+        *,
+        engine: AsyncEngine | None = None,
+        client: redis.asyncio.Redis | None = None,
+    ) -> Canceller:
+        """A canceller as an API process has it; its calls are finished before the shop closes."""
+        canceller = Canceller(engine or self.engine, client or self.redis, self.caller, settings or self.settings)
+        self._stack.push_async_callback(canceller.close)
+        return canceller
 
     async def buy(self, *orders: Order) -> list[PurchaseRecord]:
         """Accept these orders in this order, and wait until their statuses and calls are out."""
@@ -247,13 +262,13 @@ class Shop:
 
     # Waiting
 
-    async def someone_waits_for_a_lock(self) -> None:
-        """Return once a session of this database stands before somebody else's lock."""
+    async def someone_waits_for_a_lock(self, sessions: int = 1) -> None:
+        """Return once so many sessions of this database stand before somebody else's lock."""
         waiting = (
             "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
             " AND state = 'active'"
         )
-        await until(lambda: bool(self.sql(waiting)))
+        await until(lambda: len(self.sql(waiting)) >= sessions)
 
     @contextmanager
     def holding(self, statement: str, *values: Any) -> Iterator[psycopg.Connection]:
@@ -277,6 +292,19 @@ async def until(condition: Callable[[], bool], bound: float = BOUND) -> None:
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come to hold"
         await asyncio.sleep(0.01)
+
+
+async def knock(
+    admission: Admission,
+    key: str,
+    item: str = "sku-1",
+    quantity: int = 1,
+    *,
+    client: str = "shop",
+    customer: str = "c-1",
+) -> Verdict:
+    """What the door says to a request."""
+    return (await admission.admit(admit.Request(client, key, item, quantity, customer))).verdict
 
 
 def accepted(answer: Acceptance) -> Accepted:

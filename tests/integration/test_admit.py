@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.util import await_only
 
 from producers.admit import Admission, Verdict
 from shared import doors, keys
 from shared.doors import Door
 from shared.errors import UnavailableError
-from tests.integration.shopfloor import Shop
+from tests.integration.shopfloor import BOUND, Shop, knock, until
 
 HOUR = timedelta(hours=1)
 
@@ -29,23 +31,23 @@ async def write_doors(shop: Shop, *written: Door) -> None:
 
 
 def door(rev: int, within_reach: int) -> Door:
-    return Door("sku-1", rev, within_reach, None, None)
+    return Door("sku-1", rev, within_reach, within_reach, None, None)
 
 
 async def test_an_item_nobody_has_is_unknown(shop: Shop) -> None:
-    assert await admission(shop).admit("shop", "k", "no-such-item", 1) is Verdict.UNKNOWN_ITEM
+    assert await knock(admission(shop), "k", "no-such-item", 1) is Verdict.UNKNOWN_ITEM
 
 
 async def test_an_item_with_stock_is_open(shop: Shop) -> None:
     await shop.item(stock=3)
 
-    assert await admission(shop).admit("shop", "k", "sku-1", 3) is Verdict.OPEN
+    assert await knock(admission(shop), "k", "sku-1", 3) is Verdict.OPEN
 
 
 async def test_more_than_is_within_reach_is_sold_out(shop: Shop) -> None:
     await shop.item(stock=3)
 
-    assert await admission(shop).admit("shop", "k", "sku-1", 4) is Verdict.SOLD_OUT
+    assert await knock(admission(shop), "k", "sku-1", 4) is Verdict.SOLD_OUT
 
 
 @pytest.mark.parametrize(("waitlist", "verdict"), [(True, Verdict.OPEN), (False, Verdict.SOLD_OUT)])
@@ -56,8 +58,8 @@ async def test_what_is_held_but_not_paid_is_within_reach_of_a_waitlist(
     await shop.hold(shop.order(quantity=3))
     shop.plain_redis.flushall()
 
-    assert await admission(shop).admit("shop", "k-1", "sku-1", 3) is verdict
-    assert await admission(shop).admit("shop", "k-2", "sku-1", 4) is Verdict.SOLD_OUT
+    assert await knock(admission(shop), "k-1", "sku-1", 3) is verdict
+    assert await knock(admission(shop), "k-2", "sku-1", 4) is Verdict.SOLD_OUT
 
 
 @pytest.mark.parametrize(
@@ -78,7 +80,7 @@ async def test_an_item_is_open_in_its_hours(
     now = datetime.now(UTC)
     await shop.item(opens_at=opens and now + opens, closes_at=closes and now + closes)
 
-    assert await admission(shop).admit("shop", "k", "sku-1", 1) is verdict
+    assert await knock(admission(shop), "k") is verdict
 
 
 async def test_a_key_that_was_seen_skips_every_check(shop: Shop) -> None:
@@ -89,26 +91,26 @@ async def test_a_key_that_was_seen_skips_every_check(shop: Shop) -> None:
     shop.plain_redis.set(keys.seen("shop", "k"), 1)
 
     for sku in ("closed", "sold-out", "no-such-item"):
-        assert await judge.admit("shop", "k", sku, 1_000) is Verdict.KNOWN
-    assert await judge.admit("other", "k", "sold-out", 1) is Verdict.SOLD_OUT
+        assert await knock(judge, "k", sku, 1_000) is Verdict.KNOWN
+    assert await knock(judge, "k", "sold-out", client="other") is Verdict.SOLD_OUT
 
 
 async def test_a_retry_while_the_first_try_is_still_being_committed_is_not_refused(shop: Shop) -> None:
     await shop.item(stock=1)
     judge = admission(shop)
-    assert await judge.admit("shop", "k", "sku-1", 1) is Verdict.OPEN
+    assert await knock(judge, "k") is Verdict.OPEN
     # Its commit is under way; meanwhile somebody else gets the last unit.
     await shop.item(stock=0)
     shop.plain_redis.delete(keys.item("sku-1"))
 
-    assert await judge.admit("shop", "k", "sku-1", 1) is Verdict.KNOWN
-    assert await judge.admit("shop", "another", "sku-1", 1) is Verdict.SOLD_OUT
+    assert await knock(judge, "k") is Verdict.KNOWN
+    assert await knock(judge, "another") is Verdict.SOLD_OUT
     assert 0 < shop.plain_redis.pttl(keys.seen("shop", "k")) <= shop.settings.key_seen_ttl * 1000
 
 
 async def test_a_refused_key_is_not_marked(shop: Shop) -> None:
     await shop.item(stock=0)
-    assert await admission(shop).admit("shop", "k", "sku-1", 1) is Verdict.SOLD_OUT
+    assert await knock(admission(shop), "k") is Verdict.SOLD_OUT
     assert shop.plain_redis.exists(keys.seen("shop", "k")) == 0
 
 
@@ -117,22 +119,95 @@ async def test_a_group_is_answered_request_by_request(shop: Shop) -> None:
     await shop.item("b", stock=0)
     judge = admission(shop)
     wanted = [("a", 5), ("b", 1), ("a", 6), ("no-such-item", 1)]
-    verdicts = await asyncio.gather(*(judge.admit("shop", f"k-{n}", *ask) for n, ask in enumerate(wanted)))
+    verdicts = await asyncio.gather(*(knock(judge, f"k-{n}", *ask) for n, ask in enumerate(wanted)))
 
     assert verdicts == [Verdict.OPEN, Verdict.SOLD_OUT, Verdict.SOLD_OUT, Verdict.UNKNOWN_ITEM]
 
 
 async def test_a_missing_door_record_is_loaded_once_for_all_who_wait(shop: Shop) -> None:
-    await shop.item(stock=5)
+    await shop.item(stock=200)
     engine = shop.another_engine()
     statements: list[str] = []
     event.listen(engine.sync_engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
     judge = admission(shop, engine)
-    verdicts = await asyncio.gather(*(judge.admit("shop", f"k-{n}", "sku-1", 1) for n in range(200)))
+    verdicts = await asyncio.gather(*(knock(judge, f"k-{n}") for n in range(200)))
 
     assert set(verdicts) == {Verdict.OPEN}
-    assert len([statement for statement in statements if "fairlane.items" in statement]) == 1
+    # The door record, and the count.
+    assert ["fairlane.purchases" in statement for statement in statements if "fairlane.items" in statement] == [
+        False,
+        True,
+    ]
     assert 0 < shop.plain_redis.pttl(keys.item("sku-1")) <= shop.settings.door_ttl * 1000
+
+
+async def test_who_asks_for_an_item_joins_no_load_that_began_before_it_existed(shop: Shop) -> None:
+    engine = shop.another_engine()
+    read, go_on = asyncio.Event(), asyncio.Event()
+
+    def hold(*_: object) -> None:
+        """The first answer of Postgres is on its way for long."""
+        if not read.is_set():
+            read.set()
+            await_only(go_on.wait())
+
+    event.listen(engine.sync_engine, "after_cursor_execute", hold)
+    judge = admission(shop, engine)
+
+    def judged() -> int:
+        return int(shop.plain_redis.info("commandstats")["cmdstat_eval"]["calls"])
+
+    first = asyncio.create_task(knock(judge, "first"))
+    await read.wait()
+    await shop.item()
+    before = judged()
+    second = asyncio.create_task(knock(judge, "second"))
+    await until(lambda: judged() > before)
+    go_on.set()
+    assert await second is Verdict.OPEN
+    assert await first is Verdict.UNKNOWN_ITEM
+
+
+async def test_a_count_that_takes_long_delays_no_other_item(shop: Shop) -> None:
+    await shop.item("hot")
+    await shop.item("other")
+    shop.plain_redis.set(keys.waiting("other"), 0)
+    patient = shop.with_settings(lock_timeout=60, statement_timeout=60, connection_timeout=90)
+    judge = Admission(shop.another_engine(patient), shop.redis, patient)
+    with shop.holding("LOCK TABLE fairlane.purchases IN ACCESS EXCLUSIVE MODE"):
+        counting = asyncio.create_task(knock(judge, "k-1", "hot"))
+        await shop.someone_waits_for_a_lock()
+        # Only its door record is missing, and that is read without a look at purchases.
+        assert await asyncio.wait_for(knock(judge, "k-2", "other"), BOUND) is Verdict.OPEN
+        assert not counting.done()
+    assert await counting is Verdict.OPEN
+
+
+async def test_a_count_has_the_limits_of_every_transaction(shop: Shop) -> None:
+    await shop.item()
+    settings = shop.with_settings(lock_timeout=0.2, connection_timeout=60)
+    judge = Admission(shop.another_engine(settings), shop.redis, settings)
+    with (
+        shop.holding("LOCK TABLE fairlane.purchases IN ACCESS EXCLUSIVE MODE"),
+        pytest.raises(UnavailableError),
+    ):
+        await asyncio.wait_for(knock(judge, "k"), BOUND)
+
+
+async def test_what_is_lost_again_while_it_is_loaded_is_loaded_again(shop: Shop) -> None:
+    await shop.item()
+    engine = shop.another_engine()
+    loads: list[str] = []
+
+    def lose(*args: Any) -> None:
+        if "fairlane.items" in args[2]:
+            loads.append("count" if "fairlane.purchases" in args[2] else "item")
+            if loads in (["item", "count"], ["item", "count", "item"]):
+                shop.plain_redis.flushall()
+
+    event.listen(engine.sync_engine, "before_cursor_execute", lose)
+    assert await knock(admission(shop, engine), "k") is Verdict.OPEN
+    assert loads == ["item", "count", "item", "count"]
 
 
 async def test_an_older_door_record_never_overwrites_a_newer_one(shop: Shop) -> None:
@@ -141,7 +216,8 @@ async def test_an_older_door_record_never_overwrites_a_newer_one(shop: Shop) -> 
 
     assert shop.plain_redis.hgetall(keys.item("sku-1"))["within_reach"] == "7"
     await write_doors(shop, door(rev=11, within_reach=0))
-    assert shop.plain_redis.hgetall(keys.item("sku-1")) == {"rev": "11", "within_reach": "0", "opens": "", "closes": ""}
+    written = {"rev": "11", "within_reach": "0", "available": "0", "opens": "", "closes": ""}
+    assert shop.plain_redis.hgetall(keys.item("sku-1")) == written
 
 
 async def test_the_same_door_record_again_lives_anew(shop: Shop) -> None:
@@ -156,18 +232,19 @@ async def test_without_redis_nobody_is_let_in(shop: Shop) -> None:
     await shop.item()
 
     with pytest.raises(UnavailableError):
-        await Admission(shop.engine, shop.redis_that_is_down(), shop.settings).admit("shop", "k", "sku-1", 1)
+        await knock(Admission(shop.engine, shop.redis_that_is_down(), shop.settings), "k")
 
 
 async def test_without_postgres_an_unknown_item_cannot_be_told(shop: Shop) -> None:
     nowhere = shop.another_engine(shop.with_settings(database_url="postgresql://nobody@127.0.0.1:9/nothing"))
 
     with pytest.raises(UnavailableError):
-        await admission(shop, nowhere).admit("shop", "k", "sku-1", 1)
+        await knock(admission(shop, nowhere), "k")
 
 
 async def test_without_postgres_the_door_still_works_by_its_records(shop: Shop) -> None:
     await write_doors(shop, door(rev=1, within_reach=5))
+    shop.plain_redis.set(keys.waiting("sku-1"), 0)
     nowhere = shop.another_engine(shop.with_settings(database_url="postgresql://nobody@127.0.0.1:9/nothing"))
 
-    assert await admission(shop, nowhere).admit("shop", "k", "sku-1", 5) is Verdict.OPEN
+    assert await knock(admission(shop, nowhere), "k", "sku-1", 5) is Verdict.OPEN

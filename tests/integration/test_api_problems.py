@@ -41,16 +41,21 @@ async def test_an_unknown_path_is_a_problem(api: str, path: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("DELETE", "/v1/items/x", {"GET", "PUT"}),
-        ("GET", "/v1/purchases", {"POST"}),
-        ("POST", "/healthz", {"GET"}),
-        ("DELETE", "/problems", {"GET", "HEAD"}),
+        ("DELETE", "/v1/items/x", {"GET", "HEAD", "OPTIONS", "PUT"}),
+        ("GET", "/v1/purchases", {"OPTIONS", "POST"}),
+        ("HEAD", "/v1/purchases", {"OPTIONS", "POST"}),
+        ("POST", "/healthz", {"GET", "HEAD", "OPTIONS"}),
+        ("DELETE", "/problems", {"GET", "HEAD", "OPTIONS"}),
     ],
 )
 async def test_a_wrong_method_is_told_all_right_ones(api: str, method: str, path: str, allowed: set[str]) -> None:
     answer = await call(method, f"{api}{path}", ADMIN)
-    assert_problem(answer, 405, "method-not-allowed")
+    if method == "HEAD":
+        assert answer.status == 405
+    else:
+        assert_problem(answer, 405, "method-not-allowed")
     assert set(answer.headers["Allow"].split(", ")) == allowed
+    assert (await call("OPTIONS", f"{api}{path}")).headers["Allow"] == answer.headers["Allow"]
 
 
 @pytest.mark.parametrize(
@@ -93,6 +98,12 @@ class TestBodyLimits:
     async def test_another_content_type_is_refused(self, api: str, method: str, path: str, content_type: str) -> None:
         answer = await call(method, f"{api}{path}", ADMIN | {"Content-Type": content_type}, data=ITEM)
         assert_problem(answer, 415, "not-json")
+
+
+async def test_a_request_that_should_have_no_body_is_held_to_the_same(api: str) -> None:
+    url = f"{api}/v1/purchases/{'0' * 32}"
+    assert_problem(await call("DELETE", url, SHOP | {"Content-Type": "text/plain"}, data=b"why"), 415, "not-json")
+    assert_problem(await call("GET", f"{api}/healthz", JSON, data=b" " * 16_385), 413, "too-large")
 
 
 @pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "Application/JSON ;charset=UTF-8"])

@@ -15,8 +15,8 @@ from tests.processes.process import wait_for
 ORDER = {"item": "tee", "quantity": 1, "customer": "c-1", "payment_token": "tok_visa"}
 
 
-async def buy(api: str, key: str) -> Answer:
-    return await call("POST", f"{api}/v1/purchases", SHOP | {"Idempotency-Key": key}, ORDER)
+async def buy(api: str, key: str, item: str = "tee") -> Answer:
+    return await call("POST", f"{api}/v1/purchases", SHOP | {"Idempotency-Key": key}, ORDER | {"item": item})
 
 
 async def test_a_full_queue_refuses_new_keys_and_answers_known_ones(
@@ -57,14 +57,15 @@ async def test_a_full_queue_refuses_new_keys_and_answers_known_ones(
 
 async def test_a_known_key_is_answered_where_a_new_one_is_refused(api: str, api_environment: dict[str, str]) -> None:
     terms = {"name": "Tee", "stock": 1, "price": 100, "currency": "EUR"}
-    assert (await call("PUT", f"{api}/v1/items/tee", ADMIN, terms)).status == 201
-    bought = await buy(api, "the-last")
-    assert (await call("PUT", f"{api}/v1/items/tee", ADMIN, terms | {"stock": 0})).status == 200
+    assert (await call("PUT", f"{api}/v1/items/last-tee", ADMIN, terms)).status == 201
+    bought = await buy(api, "the-last", "last-tee")
+    assert bought.status == 202
+    assert (await call("PUT", f"{api}/v1/items/last-tee", ADMIN, terms | {"stock": 0})).status == 200
     with Redis.from_url(api_environment["FAIRLANE_REDIS_URL"]) as redis:
         assert redis.delete(keys.seen("shop", "the-last")) == 1  # the door has forgotten it; Postgres has not
 
-    assert_problem(await buy(api, "too-late"), 409, "sold-out")
-    again = await buy(api, "the-last")
+    assert_problem(await buy(api, "too-late", "last-tee"), 409, "sold-out")
+    again = await buy(api, "the-last", "last-tee")
     assert (again.status, again.json.get("id")) == (202, bought.json["id"])
     assert again.headers["Idempotent-Replayed"] == "true"
 

@@ -9,7 +9,7 @@ import pytest
 
 from producers.admit import Admission, Verdict
 from shared import keys
-from tests.integration.shopfloor import ScriptedGateway, Shop
+from tests.integration.shopfloor import ScriptedGateway, Shop, knock
 from workers.gateways import Confirmed, InDoubt
 
 A_DAY = 86_400.0
@@ -48,11 +48,11 @@ async def test_redis_that_is_behind_refuses_at_an_opening_and_nothing_more(shop:
     opened = datetime.now(UTC) - A_WHILE
     await shop.item(opens_at=opened)
     admission = Admission(shop.engine, shop.redis, shop.settings)
-    assert await admission.admit("shop", "key-1", "sku-1", 1) is Verdict.OPEN  # and the record is there
+    assert await knock(admission, "key-1") is Verdict.OPEN  # and the record is there
     in_its_future = int((opened + 2 * A_WHILE).timestamp() * 1000)
     shop.plain_redis.hset(keys.item("sku-1"), "opens", in_its_future)
 
-    assert await admission.admit("shop", "key-2", "sku-1", 1) is Verdict.NOT_ON_SALE
+    assert await knock(admission, "key-2") is Verdict.NOT_ON_SALE
     # Who was let in is decided by Postgres' clock alone.
     (bought,) = await shop.hold(shop.order(key="key-1"))
     assert shop.status(bought) == "reserved"
@@ -61,10 +61,10 @@ async def test_redis_that_is_behind_refuses_at_an_opening_and_nothing_more(shop:
 async def test_redis_that_is_ahead_lets_in_early_and_postgres_calls_it_off(shop: Shop) -> None:
     await shop.item(opens_at=datetime.now(UTC) + A_WHILE)
     admission = Admission(shop.engine, shop.redis, shop.settings)
-    assert await admission.admit("shop", "key-1", "sku-1", 1) is Verdict.NOT_ON_SALE
+    assert await knock(admission, "key-1") is Verdict.NOT_ON_SALE
     shop.plain_redis.hset(keys.item("sku-1"), "opens", int(datetime.now(UTC).timestamp() * 1000) - 1)
 
-    assert await admission.admit("shop", "key-1", "sku-1", 1) is Verdict.OPEN
+    assert await knock(admission, "key-1") is Verdict.OPEN
     (bought,) = await shop.hold(shop.order(key="key-1"))
     assert (shop.status(bought), shop.purchase(bought)["reason"]) == ("cancelled", "not_on_sale")
     assert shop.stock() == (10, 0, 0)

@@ -27,7 +27,7 @@ from shared.routing import CHARGES_QUEUE, lane_of, queue_of
 from shared.settings import Settings
 from tests.integration.conftest import RunApi
 from tests.integration.http_calls import ADMIN, SHOP, Answer, assert_problem, call
-from tests.integration.shopfloor import ScriptedGateway, Shop, accepted, open_shop, until
+from tests.integration.shopfloor import ScriptedGateway, Shop, accepted, knock, open_shop, until
 from tests.processes.proxy import Proxy
 from workers.gateways import ChargeOutcome, ChargeRequest, Confirmed, Declined, InDoubt, NotSent
 
@@ -136,15 +136,15 @@ class TestTheDoor:
         shop = line.shop
         await shop.item()
         admission = Admission(shop.engine, shop.redis, shop.settings)
-        assert await admission.admit("shop", "another", "sku-1", 1) is Verdict.OPEN  # the door record is there
+        assert await knock(admission, "another") is Verdict.OPEN  # the door record is there
         line.lose_script("admit")
         with pytest.raises(UnavailableError):
-            await admission.admit("shop", "key", "sku-1", 1)
+            await knock(admission, "key")
         assert line.redis.dropped == 1
 
         shop.plain_redis.hset(keys.item("sku-1"), "within_reach", 0)  # others took it all meanwhile
-        assert await admission.admit("shop", "new", "sku-1", 1) is Verdict.SOLD_OUT
-        assert await admission.admit("shop", "key", "sku-1", 1) is Verdict.KNOWN
+        assert await knock(admission, "new") is Verdict.SOLD_OUT
+        assert await knock(admission, "key") is Verdict.KNOWN
 
     async def test_the_api_says_503_and_a_retry_gets_the_purchase(
         self, environment: dict[str, str], line: Line, run_api: RunApi
@@ -159,9 +159,11 @@ class TestTheDoor:
             async def buy(key: str) -> Answer:
                 return await call("POST", f"{url}/v1/purchases", {**SHOP, "Idempotency-Key": key}, body)
 
-            terms = {"name": "A thing", "stock": 1, "price": 500, "currency": "EUR"}
+            terms = {"name": "A thing", "stock": 2, "price": 500, "currency": "EUR"}
             assert (await call("PUT", f"{url}/v1/items/sku-1", ADMIN, terms)).status in {200, 201}
 
+            # With the count there, the purchase's commit is the first.
+            line.shop.plain_redis.set(keys.waiting("sku-1"), 0)
             line.lose_commit()
             assert_problem(await buy("key-1"), 503, "unavailable")
             assert line.postgres.dropped == 1

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import TextClause, text
 
-from shared.statements import accept, charge, decide, recover, review, sweep
+from shared.statements import accept, admit, cancel, charge, decide, recover, review, sweep
 from tests.integration.shopfloor import Shop
 
 #: Forty items over 16 lanes; 40,000 purchases, of which one in twenty is still open, as late in a sale.
@@ -59,6 +59,7 @@ QUESTIONS: dict[str, tuple[TextClause, Mapping[str, Any], str | tuple[str, ...]]
         {"items": ["sku-3"] * 50, "clients": ["shop"] * 50, "customers": [f"c-{n}" for n in range(50)]},
         "purchases_held",
     ),
+    "how many units of items wait": (admit.WAITING, {"skus": ["sku-3", "sku-4"]}, "purchases_waiting"),
     "a claim": (charge.CLAIM, {"slots": 128, "worker": "w", "overdue_after": 20.0}, RESERVED),
     "lanes to call after holds ended": (charge.LANES_WITH_WAITLISTS, {"skus": ["sku-3"]}, "purchases_waitlisted"),
     "purchases by key": (accept.BY_KEY, {"clients": ["shop"] * 200, "keys": KEYS}, "one_key_one_purchase"),
@@ -67,6 +68,7 @@ QUESTIONS: dict[str, tuple[TextClause, Mapping[str, Any], str | tuple[str, ...]]
     "whether charges are due": (sweep.FIRST_DUE, {}, RESERVED),
     "claims without an outcome": (recover.MARK_IN_DOUBT, {"batch": 500}, "purchases_overdue"),
     "holds that ran out": (recover.EXPIRE, {"batch": 500, "item": None}, "purchases_expiring"),
+    "a purchase to cancel": (cancel.LOCK, {"id": "0" * 32, "client": "shop"}, "purchases_pkey"),
     "what only an operator can settle": (review.IN_REVIEW, {"id": None}, "purchases_in_review"),
     "questions to the provider": (
         recover.CLAIM_QUESTIONS,
@@ -114,6 +116,27 @@ async def test_a_long_waitlist_is_read_by_the_batch_and_never_sorted_whole(shop:
     read = [node["Actual Rows"] for node in nodes(plan) if node.get("Index Name") == "purchases_waitlisted"]
     assert read
     assert max(read) <= 5
+
+
+async def test_waiting_units_are_counted_by_the_index_and_no_further_than_needed(shop: Shop) -> None:
+    """Also beside one hot item of which everything waits: the planner then takes every item for a common one."""
+    await shop.item("hot", stock=100)
+    await shop.item("other", stock=100)
+    shop.sql("""
+        INSERT INTO fairlane.purchases
+            (id, seq, client_id, idempotency_key, fingerprint, item, lane, quantity, customer, payment_token, amount,
+             currency)
+        SELECT gen_random_uuid(), n, 'shop', n::text, '', 'hot', 3, 1, 'c', 'tok', 500, 'EUR'
+        FROM generate_series(1, 20000) n
+    """)
+    shop.sql("ANALYZE fairlane.purchases, fairlane.items")
+    async with shop.engine.connect() as connection:
+        statement = text(f"EXPLAIN (ANALYZE, FORMAT JSON) {admit.WAITING.text}")
+        plan = (await connection.execute(statement, {"skus": ["hot", "other"]})).scalar_one()[0]["Plan"]
+    (read,) = [node for node in nodes(plan) if node.get("Relation Name") == "purchases"]
+    assert read.get("Index Name") == "purchases_waiting"
+    # Rows of both items together, of which the other has none.
+    assert read["Actual Rows"] * read["Actual Loops"] == admit.COUNTED + 1
 
 
 async def test_every_index_is_used_by_a_question_or_keeps_a_promise(shop: Shop) -> None:

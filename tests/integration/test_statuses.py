@@ -96,8 +96,9 @@ def test_a_final_status_is_always_believed(status: Status) -> None:
 @pytest.mark.parametrize(
     ("status", "age", "decided_through", "believed"),
     [
-        # Queued beyond the watermark: nobody has looked at it yet, however old the word is.
-        (Status.QUEUED, 3_000.0, 49, True),
+        # Queued beyond the watermark: nobody has looked at it yet, but it may have been cancelled some time ago.
+        (Status.QUEUED, 30.0, 49, True),
+        (Status.QUEUED, 30.1, 49, False),
         # Queued at or below it is a contradiction, however young.
         (Status.QUEUED, 0.0, 50, False),
         (Status.QUEUED, 0.0, 51, False),

@@ -64,6 +64,8 @@ def test_secrets_are_not_shown() -> None:
         ("CALL_TIMEOUT", "inf"),
         ("CHARGE_LOCK_TTL", "20"),
         ("FLOWER_AUTH", "ops:"),
+        ("CLIENT_RATE", "0"),
+        ("CUSTOMER_BURST", "5"),
     ],
 )
 def test_an_impossible_setting_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
