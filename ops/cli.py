@@ -1,7 +1,8 @@
 """The `fairlane` command.
 
-Exit codes: 0 all is well; 1 an invariant is broken, a file to import has errors, or a process ended that should not;
-2 wrong usage, a setting that cannot work, or a server that cannot be reached; 130 after Ctrl-C, 143 after SIGTERM.
+Exit codes: 0 all is well; 1 an invariant is broken, a file to import has errors, a purchase was not confirmed, or a
+process ended that should not; 2 wrong usage, a setting that cannot work, or a server that cannot be reached; 130 after
+Ctrl-C, 143 after SIGTERM.
 An error is one line on stderr.
 
 What a command needs is imported when it runs, so that `fairlane --help` does not load the whole service.
@@ -110,6 +111,33 @@ def audit(as_json: Annotated[bool, typer.Option("--json", help="The whole report
         else:
             print_report(report)
     raise typer.Exit(0 if report.ok else 1)
+
+
+@app.command()
+def buy(
+    item: Annotated[str, typer.Argument(help="The item's name.")],
+    token: Annotated[str, typer.Option(help="The payment token.", envvar="FAIRLANE_PAYMENT_TOKEN")],
+    customer: Annotated[str, typer.Option(help="Who buys.")],
+    quantity: Annotated[int, typer.Option(min=1, max=1_000)] = 1,
+    key: Annotated[str | None, typer.Option(help="The idempotency key; a new one if none is given.")] = None,
+    url: Annotated[str, typer.Option(help="Where the API is.", envvar="FAIRLANE_URL")] = "http://127.0.0.1:8000",
+    api_key: Annotated[str, typer.Option(help="The secret of an API key.", envvar="FAIRLANE_API_KEY")] = "",
+    within: Annotated[float, typer.Option(min=0, help="Seconds to wait for the result.")] = 60.0,
+) -> None:
+    """Buy over the HTTP API and wait for the result: the purchase as one line of JSON.
+
+    Exit code 0: confirmed. 1: refused, or it ended in another way. 2: nobody could tell; with the same --key it may be
+    asked again.
+    """
+    if not api_key:
+        _fail("--api-key or FAIRLANE_API_KEY: is not set", 2)
+    with _errors_in_one_line():
+        import asyncio
+
+        from ops.buying import Wish, buy_one
+
+        code = asyncio.run(buy_one(url, api_key, Wish(item, quantity, customer, token, key), within))
+    raise typer.Exit(code)
 
 
 @items_app.command("import")

@@ -106,7 +106,7 @@ def print_outcome(console: Console, outcome: Outcome, locked: LockedSale) -> Non
         ("one key, two purchases", str(len(outcome.doubled_keys)), ""),
         ("waited for the lock in vain", "", str(locked.gave_up)),
         ("purchases settled per second, all items", f"{settled / crowd.seconds:.0f}" if crowd.seconds else "", ""),
-        ("accepted after, p50 / p99", _latency(v.accept_seconds for v in visits), ""),
+        ("accepted after, p50 / p99", _latency(crowd.tally.accept_seconds), ""),
         ("accepted to final, p50 / p99", _latency(v.final_seconds for v in visits), ""),
     ]
     for row in rows:

@@ -77,7 +77,7 @@ async def _sale(stage: Stage, console: Console, buyers: int, seed: int, plain: b
     imported = await import_catalogue(lines, settings)
     console.print(f"Imported {imported.created} items from {CATALOGUE.name}. {buyers} buyers come (seed {seed}).")
     plan = plan_crowd(lines, buyers, seed)
-    crowd = Crowd(stage.api, stage.secrets["shop"], plan, seed)
+    crowd = Crowd(stage.api, stage.secrets["shop"], plan)
     engine = make_async_engine(settings)
     try:
         await _watch(stage, crowd, engine, console, plain)
