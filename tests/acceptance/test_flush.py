@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
 
 from redis import Redis
 
 from shared.routing import lane_of, queue_of
 from tests.acceptance.service import Service, eventually
-from tests.acceptance.shop import FINAL_WITHIN, Shop
+from tests.acceptance.shop import FINAL_WITHIN, Reply, Shop
 
 LANES = 16
 STOCK = 240
 BUYERS = 360
+#: Rounds of questions that are asked while Redis is flushed, and seconds between two flushes: several in each round.
+ROUNDS = 40
+PAUSE = 0.002
 #: Redis is flushed each time this many more purchases were accepted.
 FLUSH_EVERY = 30
 
@@ -97,3 +102,87 @@ async def test_a_call_lost_in_a_flush_is_made_again(service: Service, shop: Shop
         finally:
             lanes.resume()
     assert [(await shop.final(purchase_id))["status"] for purchase_id in ids] == ["confirmed"] * 2
+
+
+async def test_while_redis_is_flushed_again_and_again_no_answer_is_wrong(
+    service: Service, shop: Shop, sku: str
+) -> None:
+    late, free = f"{sku}-late", f"{sku}-free"
+    await shop.put_item(sku, stock=1)
+    await shop.put_item(late, stock=1, opens_at="2999-01-01T00:00:00Z")
+    await shop.put_item(free, stock=10 * ROUNDS)
+    sold = (await shop.buy(sku, key=f"{sku}-sold", customer="c-1")).body["id"]
+    await shop.final(sold)
+    taken = (await shop.buy(free, key=f"{free}-taken", customer="c-1")).body["id"]
+    await shop.final(taken)
+
+    questions: dict[str, tuple[Callable[[], Awaitable[Reply]], Callable[[Reply], bool]]] = {
+        "a known key, sold out": (
+            lambda: shop.buy(sku, key=f"{sku}-sold", customer="c-1"),
+            lambda reply: reply.status == 200 and reply.replayed and reply.body["id"] == sold,
+        ),
+        "a known key, not sold out": (
+            lambda: shop.buy(free, key=f"{free}-taken", customer="c-1"),
+            lambda reply: reply.status == 200 and reply.replayed and reply.body["id"] == taken,
+        ),
+        "a new key, sold out": (lambda: shop.buy(sku), lambda reply: reply.slug == "sold-out"),
+        "a new key, not on sale": (lambda: shop.buy(late), lambda reply: reply.slug == "not-on-sale"),
+        "a new key, on sale": (lambda: shop.buy(free), lambda reply: reply.status == 202 and not reply.replayed),
+        "no such item": (lambda: shop.buy(f"{sku}-none"), lambda reply: reply.slug == "unknown-item"),
+        "a purchase": (
+            lambda: shop.send("GET", f"/v1/purchases/{sold}"),
+            lambda reply: reply.status == 200 and reply.body["status"] == "confirmed",
+        ),
+        "its public status": (
+            lambda: shop.send("GET", f"/v1/status/{sold}"),
+            lambda reply: reply.status == 200 and reply.body["status"] == "confirmed",
+        ),
+        "no such purchase": (
+            lambda: shop.send("GET", f"/v1/purchases/{'0' * 32}"),
+            lambda reply: reply.slug == "unknown-purchase",
+        ),
+        "a cancellation that comes too late": (
+            lambda: shop.send("DELETE", f"/v1/purchases/{sold}"),
+            lambda reply: reply.slug == "too-late",
+        ),
+    }
+    asked: Counter[str] = Counter()
+    unavailable: Counter[str] = Counter()
+
+    async def ask(name: str) -> None:
+        question, is_right = questions[name]
+        reply = await question()
+        asked[name] += 1
+        if reply.status == 503:
+            assert int(reply.headers["Retry-After"]) >= 1
+            unavailable[name] += 1
+        else:
+            assert is_right(reply), (name, reply)
+
+    flushes = 0
+    over = False
+
+    def flush() -> None:
+        nonlocal flushes
+        with service.redis() as redis:
+            while not over:
+                redis.flushall()
+                flushes += 1
+                time.sleep(PAUSE)
+
+    flushing = asyncio.create_task(asyncio.to_thread(flush))
+    try:
+        for _ in range(ROUNDS):
+            await asyncio.gather(*(ask(name) for name in questions))
+    finally:
+        over = True
+        await flushing
+    assert flushes > ROUNDS
+    assert unavailable.total() < asked.total() / 2, f"hardly anything was answered: {unavailable}"
+
+    unavailable.clear()
+    await asyncio.gather(*(ask(name) for name in questions))
+    assert not unavailable, "all is back by itself"
+    eventually(
+        lambda: {row["status"] for row in service.purchases(free)} == {"confirmed"}, FINAL_WITHIN, "all are sold"
+    )
