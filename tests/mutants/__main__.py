@@ -49,7 +49,7 @@ def run_all(mutants: Sequence[Mutant], folder: Path) -> list[Row]:
         before = dict(chain.from_iterable(run.result().items() for run in runs))
         print(f"{len(mutants)} mutants ...", flush=True)
         rows: list[Row] = []
-        work = [threads.submit(run_mutant, each, before, tree, folder / each.name[:2]) for each in mutants]
+        work = [threads.submit(run_mutant, each, before, tree, folder / each.number) for each in mutants]
         try:
             for done in work:
                 for row in done.result():

@@ -34,6 +34,11 @@ class Mutant:
         return cls(file.stem, text[:at], text[at:])
 
     @property
+    def number(self) -> str:
+        """What its name begins with: two digits or three."""
+        return self.name.partition("-")[0]
+
+    @property
     def file(self) -> Path:
         """Where it lies."""
         return FOLDER / f"{self.name}.patch"

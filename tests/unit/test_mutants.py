@@ -60,7 +60,7 @@ def test_every_safety_line_has_its_mutants() -> None:
 
 
 def test_every_number_is_one_mutants() -> None:
-    numbers = [mutant.name.partition("-")[0] for mutant in MUTANTS]
+    numbers = [mutant.number for mutant in MUTANTS]
     assert all(re.fullmatch(r"\d{2,3}", number) for number in numbers)
     assert len(set(numbers)) == len(numbers)
 
