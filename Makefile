@@ -11,7 +11,7 @@ STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo dev test chaos mutants lint types ci lock clean
+.PHONY: help demo dev bench test chaos mutants lint types ci lock clean
 
 help: ## List these commands.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -28,6 +28,9 @@ dev: $(STAMP) ## Run every process on embedded servers and the sandbox provider 
 # Two at a time, by file: they mostly wait for processes. The longest come first, as the folders are named.
 test: $(STAMP) ## Run the tests; ARGS="-k word" chooses some.
 	@$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+bench: $(STAMP) ## Measure beside a lock, a plain queue and plain SQL; ARGS="--quick" for less than a minute.
+	@$(BIN)/fairlane bench --picture fairlane-bench.svg $(ARGS)
 
 chaos: $(STAMP) ## Run a sale while everything fails, for MINUTES=10; SEED=7 replays the faults of a run.
 	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)

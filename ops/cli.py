@@ -96,6 +96,28 @@ def demo(
 
 
 @app.command()
+def bench(
+    quick: Annotated[bool, typer.Option("--quick", help="One round of small numbers, in less than a minute.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything measured as JSON, instead of tables.")] = False,
+    picture: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it: .svg or .png.")] = None,
+    only: Annotated[list[str] | None, typer.Option(metavar="SCENARIO", help="Only this one; may be repeated.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, max=100, help="How often each contender runs.")] = None,
+) -> None:
+    """Measure Fairlane beside what a shop would use instead: on embedded servers, in the same rounds."""
+    with _errors_in_one_line():
+        from ops.bench import run
+
+        if unknown := [name for name in only or () if name not in run.SCENARIOS]:
+            _fail(f"--only {unknown[0]}: is none of {', '.join(run.SCENARIOS)}", 2)
+        if picture is not None and picture.suffix not in (".svg", ".png"):
+            _fail(f"--picture {picture}: must end in .svg or .png", 2)
+        if picture is not None and not picture.parent.is_dir():
+            _fail(f"--picture {picture}: there is no folder {picture.parent}", 2)
+        code = run.run_bench(only=only or (), rounds=rounds, quick=quick, to_json=as_json, picture_file=picture)
+    raise typer.Exit(code)
+
+
+@app.command()
 def audit(as_json: Annotated[bool, typer.Option("--json", help="The whole report as JSON.")] = False) -> None:
     """Recompute stock from the purchases and compare with the provider's books; exit 1 on drift. Only reads."""
     with _errors_in_one_line():

@@ -10,7 +10,7 @@ them finish), and knows nothing of a starter that was killed.
 Each line has a session of its own. Beside it stands a watcher, a process that carries its output to us. It ends what a
 line leaves behind in its session, and the whole session when this process is gone, whatever killed it.
 
-`python -m ops.stack [--owned]` runs it alone: with `--owned` it also stops when standard input ends.
+`python -m ops.stack [--owned] [--only LINE …]` runs it alone: with `--owned` it also stops when standard input ends.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -88,8 +88,8 @@ def process_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {**environment, "PATH": path, "PYTHONUNBUFFERED": "1"}
 
 
-def up(environment: Mapping[str, str]) -> int:
-    """Run the release line, then all others until they end; returns the exit code.
+def up(environment: Mapping[str, str], only: Collection[str] | None = None) -> int:
+    """Run the release line, then all others, or `only` those of these names, until they end; returns the exit code.
 
     That of the line that ended first (1 for a line that ended without an error: no line is meant to end), 130 after
     Ctrl-C, 143 after SIGTERM. Call it in the main thread. Signals are handled here; the former handlers are put back.
@@ -102,6 +102,8 @@ def up(environment: Mapping[str, str]) -> int:
             code = _run({RELEASE: release}, procfile.directory, environment, stop)
             if code != 0:
                 return code
+        if only is not None:
+            lines = {name: line for name, line in lines.items() if name in only}
         return _run(lines, procfile.directory, environment, stop) or 1
 
 
@@ -294,11 +296,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m ops.stack`; see the module. 2 with one line on stderr for settings that cannot work."""
     parser = argparse.ArgumentParser(prog="python -m ops.stack", description="Run every line of the Procfile.")
     parser.add_argument("--owned", action="store_true", help="stop when standard input ends: the starter died")
-    if parser.parse_args(arguments).owned:
+    parser.add_argument("--only", nargs="+", metavar="LINE", help="beside the release line, run only these")
+    wanted = parser.parse_args(arguments)
+    if wanted.owned:
         threading.Thread(target=_watch_owner, daemon=True).start()
     try:
         checked_settings()
-        return up(os.environ)
+        return up(os.environ, wanted.only)
     except FairlaneError as error:
         print(f"fairlane: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,66 @@
+"""Whole checkouts of one hot item with a 50 ms payment: over HTTP here, as each peer does it there."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from ops.bench import lines, selling, traffic
+from ops.bench.buyers import Demand
+from ops.bench.contest import Contest
+from ops.bench.samples import FAIRLANE, Result, Sample, curve_of
+from ops.bench.site import Site, SiteError
+
+NAME = "checkout"
+PAYMENT = 0.05
+"""Seconds a payment takes: a quick card payment."""
+
+#: Peers sell this long. With a payment inside the lock, their buyers then still wait for each other.
+_PEER_SECONDS = 1.5
+_TASKS, _TASKS_QUICK = 40, 20
+#: Buyers under way at once, for so many seconds. Each asks twice, as often as it is told to (`Retry-After: 1`), so so
+#: many are what 900 checkouts a second need.
+_BUYERS, _SECONDS, _SECONDS_QUICK = 2_000, 9.0, 4.5
+_PAUSE = 1.0
+_CONNECTIONS = 128
+
+_CONFIRMED = "SELECT count(*) FROM fairlane.purchases WHERE status = 'confirmed'"
+_UNDER_WAY = "SELECT count(*) FROM fairlane.purchases WHERE finished_at IS NULL"
+
+
+def measure(contest: Contest) -> list[Result]:
+    """Paid for per second. The latency is from the first request to knowing that it is paid for."""
+    with (
+        Site(["web", "lanes", "charges", "sweep"], latency=PAYMENT) as site,
+        selling.celery_worker(site, paid=True) as worker,
+    ):
+        lines.warm_up(site)
+        site.wait(lambda: site.number(_UNDER_WAY) == 0, "the end of the first purchases")
+        lines.create_items(site, ["hot"], 100_000_000)
+        target = traffic.Target(site.url, site.api_key, connections=_CONNECTIONS)
+        seconds = _SECONDS_QUICK if contest.quick else _SECONDS
+
+        def fairlane() -> Sample:
+            usage = site.usage()
+            before = site.number(_CONFIRMED)
+            running = contest.pool.submit(traffic.checkouts, target, _BUYERS, seconds, _PAUSE)
+            measured = running.result()
+            site.wait(lambda: site.number(_UNDER_WAY) == 0, "the end of all purchases")
+            used = usage.read()
+            if set(measured.ends) != {"confirmed"}:
+                raise SiteError(f"checkouts that did not end as confirmed: {dict(measured.ends)}")
+            # What was used is for all of them, what is counted for those in the middle of the run.
+            share = measured.count / (site.number(_CONFIRMED) - before)
+            cpu = {name: spent * share for name, spent in {"load": measured.cpu, **used.cpu}.items()}
+            memory = {"load": measured.memory, **used.memory}
+            return Sample(measured.count, measured.seconds, curve_of(measured.latencies), cpu, memory)
+
+        samples = contest.run(
+            {
+                **selling.peers(contest, site, Demand(["hot"], seconds=_PEER_SECONDS), paid=True),
+                selling.CELERY_TASK: partial(
+                    selling.sell_by_task, contest, site, worker.pid, contest.scaled(_TASKS, _TASKS_QUICK), paid=True
+                ),
+                FAIRLANE: fairlane,
+            }
+        )
+    return [Result(NAME, "One hot item, 50 ms payment", "purchases paid for", samples)]
