@@ -68,7 +68,7 @@ class Review:
         async with self._engine.connect() as connection:
             rows = (await connection.execute(sql.IN_REVIEW, {"id": purchase})).mappings().all()
         return [
-            InReview(PurchaseRecord.from_row(row), row["fence"], row["attempt"], await self._ask(row["id"].hex))
+            InReview(PurchaseRecord.from_row(row), row["fence"], row["attempt"], await self._ask(row["id"]))
             for row in rows
         ]
 

@@ -21,6 +21,7 @@ from producers.protocol import BoundedProtocol
 from producers.waiting import Hub
 from shared.crash_points import arm_from_environment
 from shared.errors import SettingsError
+from shared.garbage import spare_what_is_here
 from shared.logs import configure_logging
 from shared.settings import Settings, settings_or_exit
 
@@ -68,7 +69,7 @@ class Server(uvicorn.Server):
 def server_of(app: FastAPI, settings: Settings, bounds: Bounds) -> Server:
     """The server of this application, whose parts are open."""
     config = uvicorn.Config(
-        app,
+        app.state.front,
         # The server calls it with its own arguments, as it would the class.
         http=cast("type[BoundedProtocol]", partial(BoundedProtocol, bounds=bounds)),
         ws="none",
@@ -90,6 +91,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     # The parts are opened here and not by the server, which would report an error at start as a traceback.
     async with app.router.lifespan_context(app):
         server = server_of(app, settings, bounds)
+        spare_what_is_here()
         # The server catches these signals, stops, and then sends them again to whoever caught them before. That is
         # nobody: by then they have done their work, and the parts are still to be closed.
         for number in (signal.SIGINT, signal.SIGTERM):

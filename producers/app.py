@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from typing import Final
 
@@ -27,11 +28,14 @@ from producers import (
 from producers.access_log import AccessLog
 from producers.cors import Cors
 from producers.every_answer import EveryAnswer
+from producers.failures import Answers
+from producers.front import CrowdRoute, Front
 from producers.health import Readiness
 from producers.limits import BodyLimits
 from producers.methods import Methods
 from producers.openapi import describe
 from producers.parts import open_parts
+from producers.rates import RateLimitFields
 from shared.settings import Settings
 
 _DESCRIPTION: Final = """
@@ -52,7 +56,8 @@ _TAGS: Final = [
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The application. Its parts are opened when it starts and closed when it ends.
+    """The application; `state.front` is how the server calls it. Its parts are opened when it starts and closed when it
+    ends.
 
     Raises SettingsError at start, not here, when the database is not what the settings say.
     """
@@ -97,10 +102,21 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(Methods)
     app.add_middleware(BodyLimits)
     app.add_middleware(Cors, origins=settings.cors_origins)
-    failures.install(app)
+    answers = Answers()
+    failures.install(app, answers)
     # Around the last resort too: its answers are answers.
     app.add_middleware(EveryAnswer, access_log=access_log)
     app.state.access_log = access_log
+    app.state.front = Front(
+        app,
+        [
+            CrowdRoute(watching.show_route, "GET"),
+            CrowdRoute(purchases.buy_route, "POST", RateLimitFields),
+            CrowdRoute(public_status.show_route, "GET", partial(Cors, origins=settings.cors_origins)),
+        ],
+        answers,
+        access_log,
+    )
     return app
 
 

@@ -47,44 +47,60 @@ _LOG_EVERY: Final = 1.0
 _MOST_ERRORS: Final = 20
 
 
-def install(app: FastAPI) -> None:
+class Answers:
+    """The answer to each exception that somebody foresaw. One per application: what it logs is counted together."""
+
+    def __init__(self) -> None:
+        self._quiet = _OncePerSecond()
+
+    def to(self, error: Exception, scope: Scope) -> Response | None:
+        """The answer to this error of this request; None where nobody foresaw it."""
+        match error:
+            case Problem():
+                return response(error)
+            case HTTPException():
+                return response(_from_http(scope, error))
+            case RequestValidationError():
+                return response(malformed(_field_errors(error)))
+            case QueueFullError():
+                self._quiet.warn("queue_full", error)
+                return response(Problem(QUEUE_FULL))
+            case UnavailableError() | RedisError() | PoolTimeoutError():
+                self._quiet.warn("part_unavailable", error)
+                return response(Problem(UNAVAILABLE))
+            case DBAPIError() if is_passing(error):
+                self._quiet.warn("part_unavailable", error)
+                return response(Problem(UNAVAILABLE))
+            case DBAPIError():
+                return internal_error(scope, error)
+            case _:
+                return None
+
+
+#: What the framework is told to have answered; all other errors are the last resort's.
+_FORESEEN: Final = (
+    Problem,
+    HTTPException,
+    RequestValidationError,
+    QueueFullError,
+    UnavailableError,
+    RedisError,
+    PoolTimeoutError,
+    DBAPIError,
+)
+
+
+def install(app: FastAPI, answers: Answers) -> None:
     """Make every error of this application a problem, also those of plain Starlette routes.
 
     Call it after every other middleware was added: the last resort goes around all of them.
     """
-    quiet = _OncePerSecond()
 
-    @app.exception_handler(Problem)
-    async def on_problem(request: Request, error: Problem) -> Response:
-        return response(error)
+    async def on_error(request: Request, error: Exception) -> Response:
+        return answers.to(error, request.scope) or internal_error(request.scope, error)
 
-    @app.exception_handler(HTTPException)
-    async def on_http(request: Request, error: HTTPException) -> Response:
-        return response(_from_http(request, error))
-
-    @app.exception_handler(RequestValidationError)
-    async def on_invalid(request: Request, error: RequestValidationError) -> Response:
-        return response(malformed(_field_errors(error)))
-
-    @app.exception_handler(UnavailableError)
-    @app.exception_handler(RedisError)
-    @app.exception_handler(PoolTimeoutError)
-    async def on_unavailable(request: Request, error: Exception) -> Response:
-        quiet.warn("part_unavailable", error)
-        return response(Problem(UNAVAILABLE))
-
-    @app.exception_handler(QueueFullError)
-    async def on_queue_full(request: Request, error: QueueFullError) -> Response:
-        quiet.warn("queue_full", error)
-        return response(Problem(QUEUE_FULL))
-
-    @app.exception_handler(DBAPIError)
-    async def on_database(request: Request, error: DBAPIError) -> Response:
-        if is_passing(error):
-            quiet.warn("part_unavailable", error)
-            return response(Problem(UNAVAILABLE))
-        return internal_error(request.scope, error)
-
+    for kind in _FORESEEN:
+        app.add_exception_handler(kind, on_error)
     app.add_middleware(LastResort)
 
 
@@ -157,12 +173,12 @@ class _OncePerSecond:
         log.warning(event, passed_over=self._passed_over.pop(event, 0), **describe(error))
 
 
-def _from_http(request: Request, error: HTTPException) -> Problem:
+def _from_http(scope: Scope, error: HTTPException) -> Problem:
     if error.status_code == NOT_FOUND.status:
         return Problem(NOT_FOUND)
     if error.status_code == METHOD_NOT_ALLOWED.status:
         # The framework names the methods of the first route only, and paths have several.
-        return Problem(METHOD_NOT_ALLOWED, headers={"Allow": allow(methods_of(request.scope))})
+        return Problem(METHOD_NOT_ALLOWED, headers={"Allow": allow(methods_of(scope))})
     if error.status_code == MALFORMED.status:
         # The framework's word for a body that its JSON parser could not even fail on in order: not UTF-8, nested too
         # deep, a number of thousands of digits.
@@ -170,7 +186,7 @@ def _from_http(request: Request, error: HTTPException) -> Problem:
     for kind in CATALOGUE.values():
         if kind.status == error.status_code:
             return Problem(kind, headers=error.headers)
-    log.error("unforeseen_http_error", status=error.status_code, path=request.url.path)
+    log.error("unforeseen_http_error", status=error.status_code, path=scope["path"])
     return Problem(INTERNAL_ERROR)
 
 

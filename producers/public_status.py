@@ -6,7 +6,7 @@ where it stands. Scripts of other origins may read the answers where `producers.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from starlette.requests import Request
@@ -58,8 +58,11 @@ def _json(request: Request, reading: Reading) -> bytes:
     return _encode(StatusAnswer(record.status.value, record.reason, reading.position, estimate))
 
 
+show_route: Final = Route("/v1/status/{purchase_id}", show, methods=["GET"])
+"""The one that a crowd asks for, again and again; see `producers.front`."""
+
 routes: list[Any] = [
-    Route("/v1/status/{purchase_id}", show, methods=["GET"]),
+    show_route,
     Route("/v1/status/{purchase_id}/events", events, methods=["GET"]),
 ]
 """The routes, for `producers.app`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from math import ceil
-from typing import Annotated, Any, assert_never
+from typing import Annotated, Any, Final, assert_never
 
 import msgspec
 from starlette.middleware import Middleware
@@ -186,7 +186,8 @@ def _seconds(ruling: Ruling) -> int:
     return max(1, ceil(ruling.wait))
 
 
-routes: list[Any] = [
-    Route("/v1/purchases", buy, methods=["POST"], middleware=[Middleware(rates.RateLimitFields)]),
-]
+buy_route: Final = Route("/v1/purchases", buy, methods=["POST"], middleware=[Middleware(rates.RateLimitFields)])
+"""The one that a crowd asks for; see `producers.front`."""
+
+routes: list[Any] = [buy_route]
 """The routes, for `producers.app`."""

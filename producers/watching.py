@@ -94,8 +94,11 @@ async def _find(request: Request, may_watch: MayWatch, revision: int) -> Reading
     return reading
 
 
+show_route: Final = Route("/v1/purchases/{purchase_id}", show, methods=["GET"])
+"""The one that a crowd asks for, again and again; see `producers.front`."""
+
 routes: list[Any] = [
-    Route("/v1/purchases/{purchase_id}", show, methods=["GET"]),
+    show_route,
     Route("/v1/purchases/{purchase_id}/events", events, methods=["GET"]),
 ]
 """The routes, for `producers.app`."""

@@ -51,7 +51,8 @@ class Group(Generic[Thing, Answer]):
         self._waiting.append((thing, answer))
         if self._runner is None:
             self._runner = asyncio.create_task(self._run(), context=nobodys_context())
-        return await asyncio.shield(answer)
+        # A caller that is cancelled cancels its own answer and nothing else.
+        return await answer
 
     async def drain(self) -> None:
         """Wait until everything brought so far was handled."""

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from operator import itemgetter
 
 import msgspec
 from sqlalchemy import RowMapping
 
 from shared.states import FINAL, WAITING, Status
 
-COLUMNS = """
-    p.id, p.client_id, p.seq, p.lane, p.rev, p.status, p.reason, p.item, p.quantity, p.customer, p.amount, p.currency,
-    p.charge_id, p.accepted_at, p.decided_at, p.finished_at
+
+def _moment(column: str) -> str:
+    # The colons stand for themselves, not for a parameter.
+    return f"""to_char({column} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24\\:MI\\:SS.US"Z"')"""
+
+
+COLUMNS = f"""
+    encode(uuid_send(p.id), 'hex') AS id, p.client_id, p.seq, p.lane, p.rev, p.status, p.reason, p.item, p.quantity,
+    p.customer, p.amount, p.currency, p.charge_id, {_moment("p.accepted_at")} AS accepted_at,
+    {_moment("p.decided_at")} AS decided_at, {_moment("p.finished_at")} AS finished_at
 """
-"""What a statement must return of `purchases p` to make a record. The payment token is not among it."""
+"""What a statement must return of `purchases p` to make a record: `id` and times as the record has them, since Postgres
+makes such texts in a third of the time that Python does. The payment token is not among it."""
+
+_in_order = itemgetter(
+    "id", "client_id", "seq", "lane", "rev", "status", "item", "quantity", "customer", "amount", "currency",
+    "accepted_at", "reason", "charge_id", "decided_at", "finished_at",
+)  # fmt: skip
+_STATUSES = {status.value: status for status in Status}
 
 
 class PurchaseRecord(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -49,30 +64,10 @@ class PurchaseRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     @classmethod
     def from_row(cls, row: RowMapping) -> PurchaseRecord:
         """The record of a row with the columns `COLUMNS`."""
-        return cls(
-            id=row["id"].hex,
-            client=row["client_id"],
-            seq=row["seq"],
-            lane=row["lane"],
-            rev=row["rev"],
-            status=Status(row["status"]),
-            item=row["item"],
-            quantity=row["quantity"],
-            customer=row["customer"],
-            amount=row["amount"],
-            currency=row["currency"],
-            accepted_at=rfc3339(row["accepted_at"]),
-            reason=row["reason"],
-            charge_id=row["charge_id"],
-            decided_at=_rfc3339_or_none(row["decided_at"]),
-            finished_at=_rfc3339_or_none(row["finished_at"]),
-        )
+        purchase, client, seq, lane, rev, status, *others = _in_order(row)
+        return cls(purchase, client, seq, lane, rev, _STATUSES[status], *others)
 
 
 def rfc3339(moment: datetime) -> str:
     """A moment in UTC with six fraction digits: `2026-01-31T09:00:00.000000Z`."""
     return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%f}Z"
-
-
-def _rfc3339_or_none(moment: datetime | None) -> str | None:
-    return None if moment is None else rfc3339(moment)

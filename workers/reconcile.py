@@ -208,7 +208,7 @@ class Reconciler:
         return [self._question(row) for row in rows]
 
     def _question(self, row: RowMapping) -> _Question:
-        purchase = row["id"].hex
+        purchase = row["id"]
         return _Question(
             purchase=purchase,
             fence=row["fence"],

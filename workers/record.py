@@ -219,7 +219,7 @@ class Recorder:
                 statuses=[row.status for row in rows],
                 retry_afters=[row.retry_after for row in rows],
             )
-            moved = {(row["id"].hex, row["fence"]): PurchaseRecord.from_row(row) for row in written}
+            moved = {(row["id"], row["fence"]): PurchaseRecord.from_row(row) for row in written}
             moved_doors = await self._settle_stock(connection, list(moved.values()))
             records = moved | await self._recorded_before(connection, results, rows, moved)
             for told_as, result in zip(brought, results, strict=True):
@@ -285,7 +285,7 @@ class Recorder:
         standing = await _fetch(connection, sql.STANDING, ids=list(ids), fences=list(fences))
         found = {}
         for stands in standing:
-            attempt = stands["id"].hex, stands["told_fence"]
+            attempt = stands["id"], stands["told_fence"]
             if _stands_already(wanted[attempt], stands, same_fence=stands["fence"] == attempt[1]):
                 found[attempt] = PurchaseRecord.from_row(stands)
         return found

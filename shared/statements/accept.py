@@ -9,10 +9,9 @@ from shared.purchases import COLUMNS
 INSERT = text(f"""
 WITH arrived AS MATERIALIZED (
     SELECT nextval('fairlane.purchase_seq') AS seq, t.*
-    FROM unnest(
-        CAST(:ids AS uuid[]), CAST(:clients AS text[]), CAST(:keys AS text[]), CAST(:fingerprints AS bytea[]),
-        CAST(:items AS text[]), CAST(:quantities AS int[]), CAST(:customers AS text[]), CAST(:tokens AS text[])
-    ) AS t(id, client_id, idempotency_key, fingerprint, item, quantity, customer, payment_token)
+    FROM json_to_recordset(CAST(:orders AS json)) AS t(
+        id uuid, client_id text, idempotency_key text, fingerprint bytea, item text, quantity int, customer text,
+        payment_token text)
 )
 INSERT INTO fairlane.purchases AS p
     (id, seq, client_id, idempotency_key, fingerprint, item, lane, quantity, customer, payment_token, amount, currency)
@@ -23,7 +22,8 @@ ORDER BY a.client_id COLLATE "C", a.idempotency_key COLLATE "C", a.seq
 ON CONFLICT DO NOTHING
 RETURNING {COLUMNS}
 """)
-"""Promise: one key, one purchase. `seq` is given in the order of the arrays, which is the order of arrival; rows go
+"""Promise: one key, one purchase. The orders are a JSON array, as one text is packed in a fraction of the time that
+eight arrays are. `seq` is given in its order, which is the order of arrival; rows go
 in sorted by key, as two batches with the same keys in different orders would deadlock, and twins by arrival; the price
 is the item's at this moment; an item that does not exist gives no row."""
 

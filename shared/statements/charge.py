@@ -18,10 +18,10 @@ WITH due AS (
     SET status = 'charging', rev = p.rev + 1, attempt = p.attempt + 1, fence = nextval('fairlane.fence_seq'),
         due_at = NULL, call_deadline = clock_timestamp() + make_interval(secs => :overdue_after)
     FROM due WHERE p.id = due.id AND p.status = 'reserved'
-    RETURNING {COLUMNS}, p.payment_token, p.attempt, p.fence, p.call_deadline
+    RETURNING {COLUMNS}, p.id AS purchase_id, p.payment_token, p.attempt, p.fence, p.call_deadline
 ), intents AS (
     INSERT INTO fairlane.charge_attempts (purchase_id, attempt, fence, worker, claimed_at, call_deadline)
-    SELECT id, attempt, fence, :worker, clock_timestamp(), call_deadline FROM claimed
+    SELECT purchase_id, attempt, fence, :worker, clock_timestamp(), call_deadline FROM claimed
 )
 SELECT * FROM claimed ORDER BY seq
 """)

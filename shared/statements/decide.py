@@ -21,8 +21,10 @@ the lane when the one before it, frozen as well, has lost it, and keep it for as
 LOCK_LANE_NOWAIT = text(f"{LOCK_LANE.text.rstrip()} NOWAIT")
 """The same for later batches: if somebody else has the lane, they carry on."""
 
+_WAITING = "p.id, p.seq, p.item, p.client_id, p.customer, p.quantity, p.status, p.accepted_at"
+
 READ_QUEUED = text(f"""
-SELECT {COLUMNS} FROM fairlane.purchases p
+SELECT {_WAITING} FROM fairlane.purchases p
 WHERE p.lane = :lane AND p.status = 'queued'
 ORDER BY p.seq LIMIT :batch
 FOR NO KEY UPDATE
@@ -47,7 +49,7 @@ WHERE h.quantity <= i.available OR h.quantity > i.available + i.unpaid OR NOT i.
 per item with a waitlist, however long that is. A waitlist that cannot move is not read, so it hides no other."""
 
 READ_WAITLISTED = text(f"""
-SELECT {COLUMNS} FROM fairlane.purchases p
+SELECT {_WAITING} FROM fairlane.purchases p
 WHERE p.status = 'waitlisted' AND p.id IN (
     SELECT head.id FROM unnest(CAST(:items AS text[])) AS moving(item) CROSS JOIN LATERAL (
         SELECT w.id, w.seq FROM fairlane.purchases w

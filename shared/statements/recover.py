@@ -52,12 +52,12 @@ WITH due AS (
 ), claimed AS (
     UPDATE fairlane.purchases p SET ask_at = clock_timestamp() + make_interval(secs => :lease)
     FROM due WHERE p.id = due.id AND p.status = 'in_doubt'
-    RETURNING {COLUMNS}, p.attempt, p.fence,
+    RETURNING {COLUMNS}, p.id AS purchase_id, p.attempt, p.fence,
         extract(epoch FROM clock_timestamp() - p.doubt_since) AS doubted,
         extract(epoch FROM p.call_deadline - clock_timestamp()) + :settle_window AS settles_in
 )
 SELECT c.*, (SELECT count(*) FROM fairlane.charge_attempts a
-             WHERE a.purchase_id = c.id AND a.outcome = 'not_charged') AS not_charged
+             WHERE a.purchase_id = c.purchase_id AND a.outcome = 'not_charged') AS not_charged
 FROM claimed c ORDER BY seq
 """)
 """The purchases to ask the provider about, leased so that nobody else asks meanwhile. `settles_in` is how many seconds
