@@ -210,8 +210,8 @@ async def _open_loop(target: Target, redis_url: str, rate: float, seconds: float
     await _every(rate, seconds, lambda: client.send(requests.purchase(), on_answer))
     await client.wait(done)
     measured.seconds = time.monotonic() - began
-    while not answered.keys() <= decided.keys():
-        await asyncio.sleep(_LOOK_EVERY)  # each message may decide any of them
+    while not answered.keys() <= decided.keys():  # noqa: ASYNC110  # any message may decide the last of them
+        await asyncio.sleep(_LOOK_EVERY)
     listener.cancel()
     client.close()
     # A decision may be seen before its 202 is: the answer travels, too.
