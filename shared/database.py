@@ -93,10 +93,16 @@ def _bound_checkouts(engine: Engine, seconds: float) -> None:
 LIMITS = text("""
 SELECT set_config('idle_in_transaction_session_timeout', :idle, true),
        set_config('lock_timeout', :lock, true),
-       set_config('statement_timeout', :statement, true)
+       set_config('statement_timeout', :statement, true),
+       set_config('enable_bitmapscan', 'off', true),
+       set_config('enable_seqscan', 'off', true)
 """)
 """Promise: a stalled process wedges nothing. Postgres ends its transaction, and with it every lock it holds. Local to
-the transaction, so that it also holds behind PgBouncer."""
+the transaction, so that it also holds behind PgBouncer.
+
+And neither bitmap nor sequential scans: what we read are the first rows of an index in its order, or rows by their
+keys. In a rush the planner's statistics are from before, when the tables were small and nobody waited, and by them it
+would as soon read the whole line and sort it, or a whole table, for every batch."""
 
 
 def limits(settings: Settings) -> dict[str, str]:

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.calling import Caller
 from shared.database import make_async_engine, make_engine
+from shared.garbage import spare_what_is_here
 from shared.redis_clients import make_async_redis, make_redis
 from shared.settings import Settings
 from workers.charge import Charged, Charger
@@ -54,6 +55,7 @@ class WorkerProcess:
                 self._decider = Decider(
                     self._engine, redis, Caller(self._settings, self._celery, redis), self._settings
                 )
+                spare_what_is_here()
         return self._decider.drain(lane, self._stopping.is_set)
 
     def charge(self) -> Charged:
@@ -65,6 +67,7 @@ class WorkerProcess:
         with self._making:
             if self._charging is None:
                 self._charging = _Charging(self._settings, Caller(self._settings, self._celery))
+                spare_what_is_here()
             return self._charging
 
     def reconcile(self) -> Reconciled:

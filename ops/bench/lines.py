@@ -36,6 +36,16 @@ WITH held AS (
 UPDATE fairlane.items SET available = available - taken, unpaid = unpaid + taken, rev = rev + 1
 FROM (SELECT sum(quantity) AS taken FROM held) AS sums WHERE sku = %(sku)s
 """
+# Each state by the partial index that has it: this is asked while others are measured.
+_OPEN = """
+SELECT (EXISTS (SELECT FROM fairlane.purchases WHERE status = 'queued')
+    OR EXISTS (SELECT FROM fairlane.purchases WHERE status = 'waitlisted')
+    OR EXISTS (SELECT FROM fairlane.purchases WHERE status = 'reserved')
+    OR EXISTS (SELECT FROM fairlane.purchases WHERE status = 'charging')
+    OR EXISTS (SELECT FROM fairlane.purchases WHERE status = 'in_doubt'))::int
+"""
+#: Seconds between two such questions: a hundredth of what a round takes.
+_SELDOM = 0.05
 _PACE = b"""
 SELECT count(*), count(*) FILTER (WHERE decided_at > began), extract(epoch FROM max(decided_at) - min(began))
 FROM fairlane.purchases, (SELECT min(decided_at) AS began FROM fairlane.purchases WHERE seq BETWEEN %s AND %s) AS first
@@ -58,6 +68,11 @@ def hold_purchases(site: Site, sku: str, purchases: int) -> None:
     """So many purchases of one unit that were decided and are due to be charged. Nobody is called."""
     queue_purchases(site, [sku], purchases)
     site.connection.execute(_HOLD, {"sku": sku})
+
+
+def wait_until_settled(site: Site) -> None:
+    """Wait until every purchase has come to its end."""
+    site.wait(lambda: site.number(_OPEN) == 0, "the end of all purchases", look_every=_SELDOM)
 
 
 def lanes_of(site: Site, skus: Sequence[str]) -> list[int]:

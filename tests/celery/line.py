@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Engine, text
 
+from producers.accept import Order
 from shared.database import make_engine
 from shared.routing import lane_of
 from shared.settings import Settings
@@ -52,21 +54,9 @@ class Line:
 
     def accept(self, sku: str, count: int) -> None:
         """So many purchases of one unit each, accepted in one commit."""
-        ids = [uuid.uuid4() for _ in range(count)]
+        orders = [Order("shop", uuid.uuid4().hex, sku, 1, uuid.uuid4().hex, "tok_visa") for _ in range(count)]
         with self.engine.begin() as connection:
-            connection.execute(
-                INSERT,
-                {
-                    "ids": ids,
-                    "clients": ["shop"] * count,
-                    "keys": [one.hex for one in ids],
-                    "fingerprints": [one.bytes for one in ids],
-                    "items": [sku] * count,
-                    "quantities": [1] * count,
-                    "customers": [one.hex for one in ids],
-                    "tokens": ["tok_visa"] * count,
-                },
-            )
+            connection.execute(INSERT, {"orders": json.dumps([order.row() for order in orders])})
 
     def purchases(self, sku: str) -> list[dict[str, Any]]:
         """All purchases of an item, in order."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import TextClause, text
 
+from shared.database import transaction
 from shared.statements import accept, admit, cancel, charge, decide, recover, review, sweep
 from tests.integration.shopfloor import Shop
 
@@ -116,6 +117,21 @@ async def test_a_long_waitlist_is_read_by_the_batch_and_never_sorted_whole(shop:
     read = [node["Actual Rows"] for node in nodes(plan) if node.get("Index Name") == "purchases_waitlisted"]
     assert read
     assert max(read) <= 5
+
+
+async def test_a_claim_reads_no_more_than_it_takes_when_the_statistics_are_from_before_the_rush(shop: Shop) -> None:
+    """Nobody was waiting then, so the planner believes that every way to the few who are due is as good as any."""
+    shop.sql("ANALYZE fairlane.purchases")
+    shop.sql(FILL.partition("INSERT INTO fairlane.charge_attempts")[0])
+    async with transaction(shop.engine, shop.settings) as connection:
+        statement = text(f"EXPLAIN (ANALYZE, FORMAT JSON) {charge.CLAIM.text}")
+        values = {"slots": 20, "worker": "w", "overdue_after": 20.0}
+        plan = (await connection.execute(statement, values)).scalar_one()[0]["Plan"]
+        await connection.rollback()
+    found = [node for node in nodes(plan) if node.get("Relation Name") == "purchases"]
+    read = {node.get("Index Name"): node["Actual Rows"] * node["Actual Loops"] for node in found}
+    assert read.get("purchases_due") == 20, read
+    assert max(read.values()) == 20
 
 
 async def test_waiting_units_are_counted_by_the_index_and_no_further_than_needed(shop: Shop) -> None:

@@ -20,7 +20,6 @@ _CHARGES, _CHARGES_QUICK = 6_000, 1_500
 _TASKS, _TASKS_QUICK = 600, 300
 _SKU = "hot"
 
-_UNDER_WAY = "SELECT count(*) FROM fairlane.purchases WHERE finished_at IS NULL"
 _UNPAID = "SELECT count(*) FROM shop.orders WHERE status <> 'paid'"
 _HOLD = b"""
 INSERT INTO shop.orders (sku, customer, status) SELECT 'hot', 'c-' || n, 'held' FROM generate_series(1, %s) n
@@ -43,7 +42,7 @@ def measure(contest: Contest) -> list[Result]:
             usage = site.usage()
             began = time.monotonic()
             site.call_charges()
-            site.wait(lambda: site.number(_UNDER_WAY) == 0, f"{purchases:,} charges")
+            lines.wait_until_settled(site)
             seconds = time.monotonic() - began
             used = usage.read()
             return Sample(purchases, seconds, cpu=used.cpu, memory=used.memory)

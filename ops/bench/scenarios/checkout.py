@@ -24,7 +24,6 @@ _PAUSE = 1.0
 _CONNECTIONS = 128
 
 _CONFIRMED = "SELECT count(*) FROM fairlane.purchases WHERE status = 'confirmed'"
-_UNDER_WAY = "SELECT count(*) FROM fairlane.purchases WHERE finished_at IS NULL"
 
 
 def measure(contest: Contest) -> list[Result]:
@@ -34,7 +33,7 @@ def measure(contest: Contest) -> list[Result]:
         selling.celery_worker(site, paid=True) as worker,
     ):
         lines.warm_up(site)
-        site.wait(lambda: site.number(_UNDER_WAY) == 0, "the end of the first purchases")
+        lines.wait_until_settled(site)
         lines.create_items(site, ["hot"], 100_000_000)
         target = traffic.Target(site.url, site.api_key, connections=_CONNECTIONS)
         seconds = _SECONDS_QUICK if contest.quick else _SECONDS
@@ -44,7 +43,7 @@ def measure(contest: Contest) -> list[Result]:
             before = site.number(_CONFIRMED)
             running = contest.pool.submit(traffic.checkouts, target, _BUYERS, seconds, _PAUSE)
             measured = running.result()
-            site.wait(lambda: site.number(_UNDER_WAY) == 0, "the end of all purchases")
+            lines.wait_until_settled(site)
             used = usage.read()
             if set(measured.ends) != {"confirmed"}:
                 raise SiteError(f"checkouts that did not end as confirmed: {dict(measured.ends)}")

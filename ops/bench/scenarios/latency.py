@@ -17,7 +17,6 @@ PEAK = "peak of accepted per second"
 _LOAD = 0.3
 _SECONDS, _SECONDS_QUICK = 4.0, 2.0
 _PEAK_SECONDS = 1.5
-_UNDER_WAY = "SELECT count(*) FROM fairlane.purchases WHERE finished_at IS NULL"
 
 
 def measure(contest: Contest) -> list[Result]:
@@ -31,14 +30,11 @@ def measure(contest: Contest) -> list[Result]:
         target = traffic.Target(site.url, site.api_key)
         peaks: list[float] = []
 
-        def settled() -> None:
-            site.wait(lambda: site.number(_UNDER_WAY) == 0, "the end of all purchases")
-
         def fairlane() -> Sample:
-            settled()
+            lines.wait_until_settled(site)
             at_most = contest.pool.submit(traffic.closed_loop, target, _PEAK_SECONDS).result()
             peaks.append(at_most.count / at_most.seconds)
-            settled()
+            lines.wait_until_settled(site)
             rate, seconds = _LOAD * median(peaks), _SECONDS_QUICK if contest.quick else _SECONDS
             usage = site.usage()
             running = contest.pool.submit(traffic.open_loop, target, site.settings.redis_url, rate, seconds)
