@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
+from ops.bench.buyers import LOCK, UPDATE, Peer
 from ops.bench.samples import Contender, Sample
+from ops.bench.site import Site
 
 Run = Callable[[], Sample]
+
+#: What is given up, and the best that is as simple.
+_QUICK = (LOCK, UPDATE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,10 +21,13 @@ class Contest:
     """What every scenario is given.
 
     `rounds` is how often each contender runs; `quick` asks for small numbers, of which only the order of magnitude
-    means anything. `pool` has the processes of buyers and load generators. `say` tells whoever watches how far it is.
+    means anything. `pool` has the processes of buyers and load generators. `site` has every line of the Procfile but
+    Flower's, and a provider that takes 50 ms; a scenario asks it for those it needs (`Site.only`). `say` tells whoever
+    watches how far it is.
     """
 
     pool: ProcessPoolExecutor
+    site: Site
     rounds: int
     quick: bool
     say: Callable[[str], None]
@@ -33,6 +41,10 @@ class Contest:
                 self.say(f"round {number + 1} of {self.rounds}: {contender.name}")
                 samples[contender].append(contenders[contender]())
         return samples
+
+    def chosen(self, peers: Sequence[Peer]) -> Sequence[Peer]:
+        """All of these, or in a quick run the few that show the most."""
+        return [peer for peer in peers if peer in _QUICK] if self.quick else peers
 
     def scaled(self, full: int, quick: int) -> int:
         """A number that is smaller in a quick run."""

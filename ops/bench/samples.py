@@ -108,7 +108,7 @@ class Result:
         return max(peers, key=self.rate)
 
     def _of(self, name: str) -> Sequence[Sample]:
-        return next(samples for contender, samples in self.samples.items() if contender.name == name)
+        return {contender.name: samples for contender, samples in self.samples.items()}[name]
 
     def as_json(self) -> dict[str, Any]:
         """Everything, as `--json` shows it: medians, and the rounds they are of."""

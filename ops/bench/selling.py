@@ -32,7 +32,9 @@ def peers(
     contest: Contest, site: Site, demand: Demand, *, paid: bool, chosen: Sequence[Peer] = PEERS
 ) -> dict[Contender, Run]:
     """These peers as contenders: each sells what is asked for."""
-    return {Contender(peer.name): partial(sell, contest, site, peer, demand, paid=paid) for peer in chosen}
+    return {
+        Contender(peer.name): partial(sell, contest, site, peer, demand, paid=paid) for peer in contest.chosen(chosen)
+    }
 
 
 def sell(contest: Contest, site: Site, peer: Peer, demand: Demand, *, paid: bool, stock: int = _PLENTY) -> Sample:

@@ -12,8 +12,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Collection, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -160,6 +160,23 @@ class Site:
         if self.provider is not None and self.provider.pid is not None:
             named["provider"] = partial(family, self.provider.pid)
         return Usage(named)
+
+    @contextmanager
+    def only(self, lines: Collection[str]) -> Iterator[Site]:
+        """While this lasts, only these lines are awake; afterwards all are, and there are no items and purchases.
+
+        The others are stopped as by Ctrl-Z: to start them anew for each scenario would take most of the time.
+        """
+        asleep = [process for name, pid in self.pids.items() if name not in lines for process in family(pid)]
+        for process in asleep:
+            process.suspend()
+        try:
+            yield self
+        finally:
+            # Before they wake: what was decided without them is nothing that they should charge now.
+            self.connection.execute("TRUNCATE fairlane.charge_attempts, fairlane.purchases, fairlane.items")
+            for process in asleep:
+                process.resume()
 
     def number(self, statement: str, *values: object) -> int:
         """The one number a statement returns."""

@@ -39,9 +39,9 @@ def of_length(purchases: int) -> Contender:
 def measure(contest: Contest) -> list[Result]:
     """Decided per second at each length, with the short line in the same rounds; bytes per queued purchase as facts."""
     results: list[Result] = []
-    with Site(["lanes"]) as short, Site(["lanes"]) as long:
+    with contest.site.only(["lanes"]) as short, Site(["lanes"]) as long:
+        lines.warm_up(long)
         for site in (short, long):
-            lines.warm_up(site)
             lines.create_items(site, [_SKU], 100_000_000)
         facts = _queue_measured(short, SHORT, SHORT)
         lines.decide_whole(short, _SKU, SHORT)

@@ -9,8 +9,6 @@ from ops.bench.contest import Contest
 from ops.bench.peers import celery_charge
 from ops.bench.peers.shop import TABLES
 from ops.bench.samples import FAIRLANE, Contender, Result, Sample
-from ops.bench.scenarios.checkout import PAYMENT
-from ops.bench.site import Site
 from ops.bench.usage import Usage, family
 
 NAME = "charges"
@@ -31,7 +29,7 @@ def measure(contest: Contest) -> list[Result]:
     """Charged and recorded per second."""
     charges, tasks = contest.scaled(_CHARGES, _CHARGES_QUICK), contest.scaled(_TASKS, _TASKS_QUICK)
     with (
-        Site(["charges"], latency=PAYMENT) as site,
+        contest.site.only(["charges"]) as site,
         selling.celery_worker(site, paid=True, module=celery_charge) as worker,
     ):
         lines.create_items(site, [_SKU], 100_000_000)

@@ -8,18 +8,15 @@ from ops.bench import lines, selling, traffic
 from ops.bench.buyers import Demand
 from ops.bench.contest import Contest
 from ops.bench.samples import FAIRLANE, Result, Sample, curve_of
-from ops.bench.site import Site, SiteError
+from ops.bench.site import SiteError
 
 NAME = "checkout"
-PAYMENT = 0.05
-"""Seconds a payment takes: a quick card payment."""
-
 #: Peers sell this long. With a payment inside the lock, their buyers then still wait for each other.
 _PEER_SECONDS = 1.5
 _TASKS, _TASKS_QUICK = 40, 20
 #: Buyers under way at once, for so many seconds. Each asks twice, as often as it is told to (`Retry-After: 1`), so so
 #: many are what 900 checkouts a second need.
-_BUYERS, _SECONDS, _SECONDS_QUICK = 2_000, 9.0, 4.5
+_BUYERS, _SECONDS, _SECONDS_QUICK = 2_000, 7.5, 4.5
 _PAUSE = 1.0
 _CONNECTIONS = 128
 
@@ -29,11 +26,9 @@ _CONFIRMED = "SELECT count(*) FROM fairlane.purchases WHERE status = 'confirmed'
 def measure(contest: Contest) -> list[Result]:
     """Paid for per second. The latency is from the first request to knowing that it is paid for."""
     with (
-        Site(["web", "lanes", "charges", "sweep"], latency=PAYMENT) as site,
+        contest.site.only(["web", "lanes", "charges", "sweep"]) as site,
         selling.celery_worker(site, paid=True) as worker,
     ):
-        lines.warm_up(site)
-        lines.wait_until_settled(site)
         lines.create_items(site, ["hot"], 100_000_000)
         target = traffic.Target(site.url, site.api_key, connections=_CONNECTIONS)
         seconds = _SECONDS_QUICK if contest.quick else _SECONDS

@@ -8,10 +8,10 @@ from ops.bench import lines, selling, traffic
 from ops.bench.buyers import PEERS, THREADS, Demand
 from ops.bench.contest import Contest
 from ops.bench.samples import FAIRLANE, Contender, Result, Sample, curve_of
-from ops.bench.site import Site, SiteError
+from ops.bench.site import SiteError
 
 NAME = "crowd"
-_BUYERS, _BUYERS_QUICK = 5_000, 1_000
+_BUYERS, _BUYERS_QUICK = 2_000, 1_000
 #: One of so many buyers gets one.
 _SHARE = 20
 _CONNECTIONS = 256
@@ -21,8 +21,7 @@ def measure(contest: Contest) -> list[Result]:
     """Answered per second, without a payment: accepted, or told that it is sold out; peers answer those they can."""
     buyers = contest.scaled(_BUYERS, _BUYERS_QUICK)
     stock = buyers // _SHARE
-    with Site(["web", "lanes"]) as site:
-        lines.warm_up(site)
+    with contest.site.only(["web", "lanes"]) as site:
         number = iter(range(1_000_000))
 
         def fairlane() -> Sample:
@@ -43,7 +42,7 @@ def measure(contest: Contest) -> list[Result]:
         demand = Demand(["hot"], tries=buyers)
         peers = {
             Contender(peer.name): partial(selling.sell, contest, site, peer, demand, paid=False, stock=stock)
-            for peer in PEERS
+            for peer in contest.chosen(PEERS)
         }
         samples = contest.run({**peers, FAIRLANE: fairlane})
     title = f"{buyers:,} buyers for {stock}: {THREADS} threads of a peer, {_CONNECTIONS} connections of ours"

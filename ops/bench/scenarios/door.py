@@ -14,7 +14,7 @@ from functools import partial
 from ops.bench import bare, lines, traffic
 from ops.bench.contest import Contest
 from ops.bench.samples import Contender, Result, Sample, curve_of
-from ops.bench.site import Site, SiteError, wait_for
+from ops.bench.site import SiteError, wait_for
 from ops.bench.usage import Usage, family
 from ops.embedded.ports import LOOPBACK, free_port
 
@@ -29,7 +29,7 @@ _SECONDS, _SECONDS_QUICK = 2.0, 0.7
 
 def measure(contest: Contest) -> list[Result]:
     """Requests answered per second, 64 at a time. Nobody decides meanwhile."""
-    with Site(["web"]) as site, bare_server() as (bare_url, bare_pid):
+    with contest.site.only(["web"]) as site, bare_server() as (bare_url, bare_pid):
         lines.create_items(site, ["hot"], 100_000_000)
         lines.create_items(site, ["gone"], 0)
         target = traffic.Target(site.url, site.api_key)

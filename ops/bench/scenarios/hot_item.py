@@ -8,7 +8,6 @@ from ops.bench import lines, selling, sql_loop
 from ops.bench.buyers import Demand
 from ops.bench.contest import Contest
 from ops.bench.samples import FAIRLANE, Contender, Result, Sample
-from ops.bench.site import Site
 
 NAME = "hot-item"
 SQL_LOOP = Contender("SQL loop", limit=True)
@@ -21,8 +20,7 @@ TASKS, TASKS_QUICK = 800, 300
 def measure(contest: Contest) -> list[Result]:
     """Settled per second: peers sell to buyers who ask again and again; Fairlane and the SQL loop settle a line."""
     purchases = contest.scaled(PURCHASES, PURCHASES_QUICK)
-    with Site(["lanes"]) as site, selling.celery_worker(site, paid=False) as worker:
-        lines.warm_up(site)
+    with contest.site.only(["lanes"]) as site, selling.celery_worker(site, paid=False) as worker:
         number = iter(range(1_000_000))
 
         def a_line() -> str:

@@ -7,7 +7,6 @@ from statistics import median
 
 from ops.bench.contest import Contest
 from ops.bench.samples import FAIRLANE, Result, Sample
-from ops.bench.site import Site
 
 NAME = "idle"
 SHARE = "share of one core"
@@ -21,7 +20,7 @@ _SECONDS, _SECONDS_QUICK = 5.0, 2.0
 
 def measure(contest: Contest) -> list[Result]:
     """Processor time in a window per round; what is counted are milliseconds."""
-    with Site(_LINES, latency=0.05) as site:
+    with contest.site.only(_LINES) as site:
         contest.say("everything waits")
         time.sleep(_SETTLE_QUICK if contest.quick else _SETTLE)
 

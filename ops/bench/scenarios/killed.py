@@ -28,8 +28,7 @@ _DECIDER = "SELECT client_port FROM pg_stat_activity WHERE backend_xid IS NOT NU
 
 def measure(contest: Contest) -> list[Result]:
     """Seconds from the signal to the lane's next commit, as latencies; their median and longest as facts."""
-    with Site(["lanes", "sweep"]) as site:
-        lines.warm_up(site)
+    with contest.site.only(["lanes", "sweep"]) as site:
         lines.create_items(site, [_SKU], 100_000_000)
 
         def kill() -> Sample:

@@ -7,8 +7,6 @@ from statistics import median
 from ops.bench import lines, traffic
 from ops.bench.contest import Contest
 from ops.bench.samples import FAIRLANE, Result, Sample, curve_of
-from ops.bench.scenarios.checkout import PAYMENT
-from ops.bench.site import Site
 
 NAME = "latency"
 PEAK = "peak of accepted per second"
@@ -24,8 +22,7 @@ def measure(contest: Contest) -> list[Result]:
 
     Everything is up, the payments too. The peak is that of the door with everything behind it at work.
     """
-    with Site(["web", "lanes", "charges", "sweep"], latency=PAYMENT) as site:
-        lines.warm_up(site)
+    with contest.site.only(["web", "lanes", "charges", "sweep"]) as site:
         lines.create_items(site, ["hot"], 100_000_000)
         target = traffic.Target(site.url, site.api_key)
         peaks: list[float] = []

@@ -10,7 +10,6 @@ from ops.bench import lines, selling
 from ops.bench.buyers import LOCK, ROW_LOCK, UPDATE, Demand
 from ops.bench.contest import Contest
 from ops.bench.samples import FAIRLANE, Contender, Result, Sample
-from ops.bench.site import Site
 
 ZIPF, EVEN = "zipf", "even"
 #: The hot item's line, settled in the same rounds: what a line of many items is compared with.
@@ -28,8 +27,7 @@ def measure(contest: Contest) -> list[Result]:
     zipf = [f"zipf-{number}" for number in range(1_000)]
     weights = [1 / rank for rank in range(1, len(zipf) + 1)]
     even = [f"even-{number}" for number in range(10_000)]
-    with Site(["lanes"]) as site:
-        lines.warm_up(site)
+    with contest.site.only(["lanes"]) as site:
         lines.create_items(site, [*zipf, *even, "hot"], 10_000_000)
         choose = random.Random(7)
 

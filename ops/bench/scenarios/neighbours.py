@@ -5,7 +5,6 @@ from __future__ import annotations
 from ops.bench import lines, traffic
 from ops.bench.contest import Contest
 from ops.bench.samples import Contender, Result, Sample, curve_of
-from ops.bench.site import Site
 from shared.routing import lane_of
 
 NAME = "neighbours"
@@ -22,8 +21,7 @@ _QUEUED = "SELECT count(*) FROM fairlane.purchases WHERE status = 'queued'"
 
 def measure(contest: Contest) -> list[Result]:
     """Decided per second, at a rate that is given; the latency is from each 202 to its decision in Redis."""
-    with Site(["web", "lanes", "sweep"]) as site:
-        lines.warm_up(site)
+    with contest.site.only(["web", "lanes", "sweep"]) as site:
         hot = "hot"
         quiet = next(
             sku
