@@ -109,6 +109,15 @@ async def feed_until_they_stand_still(crew: Floor, sku: str, traps: Collection[T
     return buyers
 
 
+async def whoever_comes_first(crew: Floor, names: Collection[str], point: str) -> dict[str, Trap]:
+    """Stop one of these at this point, whoever gets there first (perhaps two at once); by their names."""
+    traps = {name: crew.trap(name, point, "stop") for name in names}
+    await until(lambda: any(trap.sprung for trap in traps.values()), f"somebody caught at {point}")
+    for trap in traps.values():
+        trap.take_back()
+    return {name: trap for name, trap in traps.items() if trap.pid is not None}
+
+
 async def all_are_final_without(crew: Floor, sku: str, traps: Collection[Trap]) -> None:
     """Return when all is over though these processes still stand still, and have for long enough."""
     stood_still_since = max(trap.sprung_at for trap in traps)
@@ -218,13 +227,15 @@ async def test_charge_workers_frozen_around_their_calls(crew: Floor, sku: str) -
 
 async def test_charge_workers_frozen_in_a_call_and_around_a_question(crew: Floor, sku: str) -> None:
     crew.put_item(sku, STOCK)
-    traps = {
-        "charges.2": crew.trap("charges.2", "reconcile.after_claim", "stop"),
-        "charges.3": crew.trap("charges.3", "reconcile.after_answer", "stop"),
-    }
+    traps: dict[str, Trap] = {}
     # One call in five gets no answer: more would pause the claims.
     tokens = ["tok_fault_hang_up_after_charge", *["tok_visa"] * 4]
-    doubted = await feed_until_they_stand_still(crew, sku, traps.values(), tokens=tokens)
+    async with crowd(crew.url, [sku], rate=RATE, tokens=tokens) as doubted:
+        for names, point in (
+            (["charges", "charges.2", "charges.3"], "reconcile.after_claim"),
+            (["charges.4", "charges.5", "charges.6"], "reconcile.after_answer"),
+        ):
+            traps |= await whoever_comes_first(crew, names, point)
     caller, slow = await frozen_in_a_call(crew, f"{sku}-slow")
     assert caller not in traps
     await all_are_final_without(crew, sku, traps.values())

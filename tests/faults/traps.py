@@ -72,6 +72,10 @@ class Trap:
         assert self.pid is not None
         return self.pid
 
+    def take_back(self) -> None:
+        """Nobody else is caught by it; who was already stays so."""
+        (self._folder / self.point).unlink(missing_ok=True)
+
     def let_go(self) -> None:
         """The process that stands still goes on."""
         assert self.pid is not None
