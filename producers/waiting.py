@@ -129,7 +129,8 @@ class Hub:
 
     async def _listen(self) -> None:
         told = False
-        while True:
+        # A cancellation may be lost, see `NarrowLock.renewing`.
+        while not self._ending:
             try:
                 async with self._redis.pubsub() as subscription:
                     await subscription.subscribe(keys.CHANGED)
@@ -147,7 +148,7 @@ class Hub:
         """Ring until the connection fails. Raises what the connection raises."""
         # Redis confirms the subscription, so there is something to be answered at first too.
         asked = True
-        while True:
+        while not self._ending:
             message = await subscription.get_message(timeout=self._answers_within if asked else _TEST_AFTER)
             if message is None:
                 if asked:

@@ -23,9 +23,9 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -41,8 +41,7 @@ _RENEWALS = 3
 _TRIES = 10
 
 
-@dataclass(frozen=True, slots=True)
-class Lock:
+class Lock(msgspec.Struct, frozen=True):
     """One lock and who asks for it. `owner` is unique per try: the worker, its fence, and a nonce."""
 
     key: str
@@ -138,19 +137,23 @@ class NarrowLock:
         when Redis has not answered for so long that the lock's life must be over. It must not raise. The block itself
         is never disturbed. A lock that is released within the block, counted by the same `LockMetrics`, is not lost.
         """
-        renewal = asyncio.create_task(self._renew(lock, on_lost), name=f"renew-{lock.key}")
+        over = asyncio.Event()
+        renewal = asyncio.create_task(self._renew(lock, on_lost, over), name=f"renew-{lock.key}")
         try:
             yield
         finally:
+            # Told as well as cancelled: Redis' client writes within `asyncio.wait_for`, which before Python 3.12 loses
+            # a cancellation that comes when the write is just done. The lock would be renewed for ever.
+            over.set()
             renewal.cancel()
             await asyncio.wait([renewal])
             if not renewal.cancelled() and (error := renewal.exception()):
                 # What the block came to matters more than this.
                 log.error("renewal_failed", lock=lock.key, exc_info=error)
 
-    async def _renew(self, lock: Lock, on_lost: Callable[[Lock], None]) -> None:
+    async def _renew(self, lock: Lock, on_lost: Callable[[Lock], None], over: asyncio.Event) -> None:
         pause = self._ttl / _RENEWALS
-        while (lives_until := self._metrics.lives_until(lock)) is not None:
+        while not over.is_set() and (lives_until := self._metrics.lives_until(lock)) is not None:
             await asyncio.sleep(min(pause, max(lives_until - time.monotonic(), 0)))
             try:
                 # Also past its life: an answer says more than a clock.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import structlog.testing
 
@@ -194,6 +196,24 @@ class TestRenewing:
             await until(lambda: lock.extended == 1)
             await one_life(shop, lock)
         assert (lost, lock.extended) == ([], 1)
+
+    async def test_it_ends_with_the_block_even_if_redis_client_swallows_the_cancellation(self, shop: Shop) -> None:
+        class Deaf(NarrowLock):
+            """As on Python 3.11, where `asyncio.wait_for` returns its result instead."""
+
+            extending = 0
+
+            async def extend(self, locks: Sequence[Lock]) -> list[bool]:
+                self.extending += 1
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(60)
+                return await super().extend(locks)
+
+        lock = Deaf(shop.redis, 3.0)
+        await lock.acquire([OURS])
+        async with asyncio.timeout(30), lock.renewing(OURS, lambda _: None):
+            await until(lambda: lock.extending == 1)
+        assert lock.extending == 1
 
     async def lost_after(self, shop: Shop, fault: Callable[[], object]) -> list[Lock]:
         """What `on_lost` was told in more than a life after the fault; the block ran to its end."""
