@@ -16,13 +16,14 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
 import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
+from sqlalchemy import RowMapping
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -65,6 +66,7 @@ class Swept:
     watermarks: tuple[tuple[int, int], ...] = ()
     charges_due: bool = False
     questions_due: bool = False
+    holds_ended: bool = False
     in_doubt: tuple[PurchaseRecord, ...] = ()
     expired: tuple[PurchaseRecord, ...] = ()
     doors: tuple[Door, ...] = ()
@@ -98,7 +100,8 @@ class Sweep:
         swept = await self._look()
         if not swept.ours:
             return swept
-        swept = await self._end_holds(swept)
+        if swept.holds_ended:
+            swept = await self._end_holds(swept)
         crash_point("sweep.after_commit")
         for record in swept.in_doubt:
             log.warning("purchase_in_doubt", purchase=record.id)
@@ -110,7 +113,8 @@ class Sweep:
         calls = [call for call in calls if call.queue not in swept.unheard]
         if swept.questions_due:
             calls.append(RECONCILE_CALL)
-        await asyncio.to_thread(self._caller.call, calls, unheard=unheard)
+        if calls or unheard:
+            await asyncio.to_thread(self._caller.call, calls, unheard=unheard)
         return swept
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -134,22 +138,27 @@ class Sweep:
         async with transaction(self._engine, self._settings) as connection:
             if not (await connection.execute(sql.TRY_TO_BE_THE_ONE, {"lock": sql.SWEEP_LOCK})).scalar_one():
                 return Swept(ours=False)
-            overdue = (await connection.execute(recover.MARK_IN_DOUBT, {"batch": _BATCH})).mappings().all()
+            due = (await connection.execute(sql.DUE)).mappings().one()
+            overdue: Sequence[RowMapping] = ()
+            moving: Sequence[int] = ()
+            if due["claims_overdue"]:
+                overdue = (await connection.execute(recover.MARK_IN_DOUBT, {"batch": _BATCH})).mappings().all()
+            if due["somebody_waits"]:
+                moving = (await connection.execute(sql.LANES_WITH_MOVING_WAITLISTS)).scalars().all()
             lanes = (await connection.execute(sql.LANES)).mappings().all()
-            moving = (await connection.execute(sql.LANES_WITH_MOVING_WAITLISTS)).scalars().all()
-            first_due = (await connection.execute(sql.FIRST_DUE)).scalar_one_or_none()
-            questions_due = (await connection.execute(recover.QUESTIONS_DUE)).scalar_one()
             crash_point("sweep.before_commit")
         heads = {row["lane"]: row["head"] for row in lanes if row["head"] is not None}
-        due = {} if first_due is None else {CHARGES_QUEUE: first_due}
-        unheard = self._unheard({queue_of(lane): head for lane, head in heads.items()} | due)
+        charges = {} if due["first_due"] is None else {CHARGES_QUEUE: due["first_due"]}
+        unheard = self._unheard({queue_of(lane): head for lane, head in heads.items()} | charges)
         return Swept(
             ours=True,
             lanes=tuple(sorted(heads.keys() | set(moving))),
             unheard=tuple({*unheard, *await self._deserted(heads)}),
             watermarks=tuple((row["lane"], row["decided_through"]) for row in lanes),
-            charges_due=bool(due),
-            questions_due=questions_due,
+            charges_due=bool(charges),
+            # Who came to be in doubt just now is to be asked about at once.
+            questions_due=due["questions_due"] or bool(overdue),
+            holds_ended=due["holds_ended"],
             in_doubt=tuple(PurchaseRecord.from_row(row) for row in overdue),
         )
 

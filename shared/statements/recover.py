@@ -91,9 +91,3 @@ RETURNING a.purchase_id, a.attempt, a.fence,
 """)
 """Attempts that the provider said it never charged, to be asked about again 5 minutes, 1 hour and 24 hours later.
 Written before the question: a question that is lost costs one of three, not the others."""
-
-QUESTIONS_DUE = text("""
-SELECT EXISTS (SELECT FROM fairlane.purchases WHERE status = 'in_doubt' AND ask_at <= now())
-    OR EXISTS (SELECT FROM fairlane.charge_attempts WHERE recheck_at <= now())
-""")
-"""Whether the provider is to be asked about anything."""

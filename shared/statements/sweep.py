@@ -40,9 +40,16 @@ WHERE h.quantity <= i.available OR h.quantity > i.available + i.unpaid OR NOT i.
 """)
 """The lanes where a waitlist can be settled now, as in `decide.WAITLISTS_THAT_MOVE`, for all lanes at once."""
 
-FIRST_DUE = text("""
-SELECT seq FROM fairlane.purchases
-WHERE status = 'reserved' AND due_at <= now() AND expires_at > now()
-ORDER BY due_at, seq LIMIT 1
+DUE = text("""
+SELECT EXISTS (SELECT FROM fairlane.purchases WHERE status = 'charging' AND call_deadline < now()) AS claims_overdue,
+    EXISTS (SELECT FROM fairlane.purchases WHERE status = 'reserved' AND expires_at <= now()) AS holds_ended,
+    (SELECT seq FROM fairlane.purchases WHERE status = 'waitlisted' ORDER BY lane, item, seq LIMIT 1)
+        IS NOT NULL AS somebody_waits,
+    EXISTS (SELECT FROM fairlane.purchases WHERE status = 'in_doubt' AND ask_at <= now())
+        OR EXISTS (SELECT FROM fairlane.charge_attempts WHERE recheck_at <= now()) AS questions_due,
+    (SELECT seq FROM fairlane.purchases
+     WHERE status = 'reserved' AND due_at <= now() AND expires_at > now()
+     ORDER BY due_at, seq LIMIT 1) AS first_due
 """)
-"""Which hold is the first to be charged now; no row: none is due."""
+"""What there is to do, mostly nothing: a round with nothing to do asks no more than this. `first_due` is the hold that
+is the first to be charged now, NULL if none is due; `questions_due`, whether the provider is to be asked anything."""
