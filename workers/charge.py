@@ -61,6 +61,11 @@ log = structlog.get_logger()
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 
 
+#: The slots are claimed in parts: with all of them in one claim, all would be claimed, called and recorded at the same
+#: times, and nobody would be called while others are recorded. Parts smaller than the smallest save nothing.
+_PARTS, _SMALLEST_PART = 4, 16
+
+
 @dataclass(frozen=True, slots=True)
 class Charged:
     """What one claim check led to: the result of the task `purchases.charge`."""
@@ -94,10 +99,11 @@ class Charger:
         self._gateway = gateway
         self._settings = settings
         self._worker = worker
-        recorder = Recorder(engine, redis, caller, settings)
-        self._locks = NarrowLock(redis, settings.charge_lock_ttl, recorder.lock_metrics)
-        self._outcomes: Group[Result, Recorded] = Group(recorder.record, batch=settings.charge_slots)
+        self._recorder = Recorder(engine, redis, caller, settings)
+        self._locks = NarrowLock(redis, settings.charge_lock_ttl, self._recorder.lock_metrics)
+        self._outcomes: Group[Result, tuple[Recorded, asyncio.Event]] = Group(self._commit, batch=settings.charge_slots)
         self._free = settings.charge_slots
+        self._most_at_once = max(_SMALLEST_PART, settings.charge_slots // _PARTS)
         self._slot_freed = asyncio.Event()
         self._breaker = Breaker()
 
@@ -170,11 +176,12 @@ class Charger:
                 assert_never(outcome)
 
     async def _take_free_slots(self) -> int:
-        """All the slots that are free, at least one: a claim never waits for a slot."""
+        """Slots that are free, one or more, and at most a share of all: what is claimed never waits for a slot."""
         while self._free == 0:
             self._slot_freed.clear()
             await self._slot_freed.wait()
-        slots, self._free = self._free, 0
+        slots = min(self._free, self._most_at_once)
+        self._free -= slots
         return slots
 
     def _give_back(self, slots: int) -> None:
@@ -209,16 +216,21 @@ class Charger:
     async def _take_locks(self, claims: Sequence[Claim]) -> list[bool]:
         """Per claim, whether its narrow lock was obtained; the statuses of the claims are written on the way."""
         try:
-            async with self._redis.pipeline(transaction=False) as pipe:
-                statuses.queue_write(pipe, [claim.record for claim in claims], self._settings)
-                await pipe.execute()
-            return await self._locks.acquire([claim.lock for claim in claims])
+            obtained, _ = await asyncio.gather(
+                self._locks.acquire([claim.lock for claim in claims]), self._write_statuses(claims)
+            )
+            return obtained
         except RedisError as error:
             log.warning("locks_not_obtained", claims=len(claims), error=str(error))
         except Exception as error:
             # Whatever it was, the claims and their slots must be given back.
             log.error("locks_not_obtained", claims=len(claims), exc_info=error)
         return [False] * len(claims)
+
+    async def _write_statuses(self, claims: Sequence[Claim]) -> None:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            statuses.queue_write(pipe, [claim.record for claim in claims], self._settings)
+            await pipe.execute()
 
     async def _charge(self, claim: Claim, start_by: float, counts: Counter[str], *, lock_obtained: bool) -> None:
         """One call and its outcome; the slot is free again when the outcome is committed."""
@@ -264,6 +276,16 @@ class Charger:
     async def _record(self, claim: Claim, outcome: ChargeOutcome) -> None:
         """Bring an outcome until it is recorded: it is known, and not given up."""
         pause = _FIRST_PAUSE
-        while await self._outcomes.bring(Result.of(claim, outcome)) is Recorded.LATER:
+        while await self._became(Result.of(claim, outcome)) is Recorded.LATER:
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def _became(self, result: Result) -> Recorded:
+        recorded, told = await self._outcomes.bring(result)
+        await told.wait()
+        return recorded
+
+    async def _commit(self, results: Sequence[Result]) -> list[tuple[Recorded, asyncio.Event]]:
+        """One group of outcomes. The next is committed while Redis is told of this one."""
+        recorded, told = await self._recorder.commit(results)
+        return [(became, told) for became in recorded]

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+import uvloop
 from celery import Celery
 from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -101,7 +102,7 @@ class _Charging:
     """An event loop in a thread, and the charger that lives on it."""
 
     def __init__(self, settings: Settings, caller: Caller) -> None:
-        self._loop = asyncio.new_event_loop()
+        self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="charging", daemon=True)
         self._thread.start()
         self._engine: AsyncEngine = make_async_engine(settings)

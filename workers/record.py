@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-import secrets
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum, auto
 from typing import Any, assert_never
 
+import msgspec
 import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -38,6 +38,8 @@ from workers.gateways import ChargeOutcome, ChargeRequest, Confirmed, Declined, 
 
 log = structlog.get_logger()
 
+_encode = msgspec.json.Encoder().encode
+
 #: Attempts after which the pause between tries no longer doubles: 0.5 s then has become half a minute.
 _LONGEST_PAUSE = 6
 
@@ -52,8 +54,9 @@ class Claim:
     call_deadline: datetime
     worker: str
     payment_token: str = field(repr=False)
-    #: Unlike any other claim's, even if Postgres came back without this one and gives its fence out again.
-    nonce: str = field(default_factory=lambda: secrets.token_hex(4))
+    #: Unlike any other claim's, even if Postgres came back without this one and gives its fence out again. Nobody gains
+    #: by guessing it, so the ordinary generator will do.
+    nonce: str = field(default_factory=lambda: f"{random.getrandbits(64):016x}")
 
     @property
     def lock(self) -> Lock:
@@ -84,8 +87,7 @@ class NeedsReview:
 RecordedOutcome = ChargeOutcome | NotCharged | NeedsReview
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(msgspec.Struct, frozen=True):
     """What came of one attempt to charge one purchase. `lock` is let go of once it is recorded."""
 
     purchase: str
@@ -112,12 +114,13 @@ class Recorded(Enum):
 _Attempt = tuple[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """A result as the statements take it."""
+class _Row(msgspec.Struct, frozen=True):
+    """A result as the statements take it: `status` is for the purchase, `outcome` for the attempt."""
 
+    id: str
+    fence: int
     status: Status
-    attempt_outcome: str
+    outcome: str
     reason: str | None = None
     charge_id: str | None = None
     retry_after: float = 0.0
@@ -155,13 +158,33 @@ class Recorder:
         #: Shared with those who take the locks that are let go of here, so that holds are measured from end to end.
         self.lock_metrics = LockMetrics(settings.charge_lock_ttl)
         self._locks = NarrowLock(redis, settings.charge_lock_ttl, self.lock_metrics)
+        #: Kept, as the loop itself would let them be collected.
+        self._telling: set[asyncio.Task[None]] = set()
 
     async def record(self, results: Sequence[Result]) -> list[Recorded]:
         """Per result, what became of it. The locks of all but those for later are let go of."""
+        recorded, told = await self.commit(results)
+        await told.wait()
+        return recorded
+
+    async def commit(self, results: Sequence[Result]) -> tuple[list[Recorded], asyncio.Event]:
+        """As `record`, but Redis is told while others may be committed already: the event is set when it has been."""
         written = await self._written(results)
-        await self._publish([result for result in results if result.purchase not in written.passed_over], written)
-        crash_point("record.after_publish")
-        return [self._answer(result, written) for result in results]
+        told = asyncio.Event()
+        telling = asyncio.create_task(self._tell(results, written, told))
+        self._telling.add(telling)
+        telling.add_done_callback(self._telling.discard)
+        return [self._answer(result, written) for result in results], told
+
+    async def _tell(self, results: Sequence[Result], written: Written, told: asyncio.Event) -> None:
+        try:
+            await self._publish([result for result in results if result.purchase not in written.passed_over], written)
+            crash_point("record.after_publish")
+        except Exception as error:
+            # It is committed, whatever this was; the locks run out and readers ask Postgres.
+            log.error("outcomes_not_published", outcomes=len(results), exc_info=error)
+        finally:
+            told.set()
 
     def _answer(self, result: Result, written: Written) -> Recorded:
         if result.purchase in written.passed_over:
@@ -206,19 +229,8 @@ class Recorder:
                 return Written(passed_over=passed_over)
             results = await self._claim_again(connection, brought, unpaid)
             rows = [_row(result, self._settings.charge_retry) for result in results]
-            told = {
-                "ids": [result.purchase for result in results],
-                "fences": [result.fence for result in results],
-                "reasons": [row.reason for row in rows],
-                "charge_ids": [row.charge_id for row in rows],
-            }
-            written = await _fetch(
-                connection,
-                sql.RECORD,
-                **told,
-                statuses=[row.status for row in rows],
-                retry_afters=[row.retry_after for row in rows],
-            )
+            told = _encode(rows).decode()
+            written = await _fetch(connection, sql.RECORD, results=told)
             moved = {(row["id"], row["fence"]): PurchaseRecord.from_row(row) for row in written}
             moved_doors = await self._settle_stock(connection, list(moved.values()))
             records = moved | await self._recorded_before(connection, results, rows, moved)
@@ -226,8 +238,7 @@ class Recorder:
                 if (record := records.get((result.purchase, result.fence))) is not None:
                     records[told_as.purchase, told_as.fence] = record
             skus = sorted({record.item for record in records.values() if record.final})
-            lanes = await _fetch(connection, sql.LANES_WITH_WAITLISTS, skus=skus) if skus else []
-            await connection.execute(sql.RECORD_ATTEMPTS, {**told, "outcomes": [row.attempt_outcome for row in rows]})
+            lanes = await _fetch(connection, sql.RECORD_ATTEMPTS, results=told, skus=skus)
             crash_point("record.before_commit")
         crash_point("record.after_commit")
         return Written(records, moved_doors, [row["lane"] for row in lanes], passed_over)
@@ -239,7 +250,7 @@ class Recorder:
         `reserved`: nobody seems to be charging them.
         """
         ids = {result.purchase for result in results}
-        locked = {row["id"].hex: row["status"] for row in await _fetch(connection, sql.LOCK_PURCHASES, ids=sorted(ids))}
+        locked = {row["id"]: row["status"] for row in await _fetch(connection, sql.LOCK_PURCHASES, ids=sorted(ids))}
         unpaid = frozenset(purchase for purchase, status in locked.items() if status == Status.RESERVED)
         ids -= locked.keys()
         if not ids:
@@ -260,7 +271,10 @@ class Recorder:
         fences = {row["id"].hex: row["fence"] for row in await _fetch(connection, sql.CLAIM_AGAIN, **values)}
         for purchase in fences:
             log.error("charge_of_forgotten_intent", purchase=purchase)
-        return [replace(each, fence=fences[each.purchase]) if each in forgotten else each for each in results]
+        return [
+            msgspec.structs.replace(each, fence=fences[each.purchase]) if each in forgotten else each
+            for each in results
+        ]
 
     async def _recorded_before(
         self,
@@ -302,7 +316,8 @@ class Recorder:
         skus = sorted(returned.keys() | sold.keys())
         if not skus:
             return []
-        await connection.execute(sql.LOCK_ITEMS, {"skus": skus})
+        if len(skus) > 1:  # a single one is locked by its change
+            await connection.execute(sql.LOCK_ITEMS, {"skus": skus})
         rows = await _fetch(
             connection,
             sql.SETTLE_STOCK,
@@ -335,22 +350,23 @@ class Recorder:
 
 
 def _row(result: Result, retry: float) -> _Row:
+    attempt = result.purchase, result.fence
     match result.outcome:
         case Confirmed(charge_id):
-            return _Row(Status.CONFIRMED, "confirmed", charge_id=charge_id)
+            return _Row(*attempt, Status.CONFIRMED, "confirmed", charge_id=charge_id)
         case Declined(reason, charge_id):
-            return _Row(Status.DECLINED, "declined", reason, charge_id)
+            return _Row(*attempt, Status.DECLINED, "declined", reason, charge_id)
         case NotSent(reason, _, retry_after):
             pause = retry * 2 ** min(result.attempt - 1, _LONGEST_PAUSE) * random.uniform(0.5, 1.5)
-            return _Row(Status.RESERVED, "not_sent", reason, retry_after=max(pause, retry_after or 0.0))
+            return _Row(*attempt, Status.RESERVED, "not_sent", reason, retry_after=max(pause, retry_after or 0.0))
         case InDoubt(reason):
-            return _Row(Status.IN_DOUBT, "in_doubt", reason)
+            return _Row(*attempt, Status.IN_DOUBT, "in_doubt", reason)
         case NotCharged(again=True):
-            return _Row(Status.RESERVED, "not_charged", "not_charged")
+            return _Row(*attempt, Status.RESERVED, "not_charged", "not_charged")
         case NotCharged():
-            return _Row(Status.DECLINED, "not_charged", "not_charged")
+            return _Row(*attempt, Status.DECLINED, "not_charged", "not_charged")
         case NeedsReview(reason):
-            return _Row(Status.NEEDS_REVIEW, "needs_review", reason)
+            return _Row(*attempt, Status.NEEDS_REVIEW, "needs_review", reason)
         case _:
             assert_never(result.outcome)
 
@@ -360,7 +376,7 @@ def _stands_already(row: _Row, stands: RowMapping, *, same_fence: bool) -> bool:
     if same_fence or row.charge_id is not None:  # one charge has one id, whatever fence it was recorded under
         return (row.status, row.charge_id) == (stands["status"], stands["charge_id"])
     # Only of outcomes that moved nothing: that a charge was made and did not count is an alert every time.
-    return row.status is Status.RESERVED and row.attempt_outcome == stands["attempt_outcome"]
+    return row.status is Status.RESERVED and row.outcome == stands["attempt_outcome"]
 
 
 async def _fetch(connection: AsyncConnection, statement: TextClause, **values: Any) -> list[RowMapping]:

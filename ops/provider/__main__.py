@@ -10,6 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
+import uvloop
 from aiohttp import web
 
 from ops.provider.app import Provider
@@ -77,7 +78,7 @@ def main() -> int:
         print(f"sandbox provider: {error}", file=sys.stderr)
         return 1
     try:
-        asyncio.run(_serve(options, ledger))
+        uvloop.run(_serve(options, ledger))
     except OSError as error:
         print(f"sandbox provider: cannot listen on {options.host}:{options.port}: {error}", file=sys.stderr)
         return 1

@@ -29,8 +29,8 @@ SELECT * FROM claimed ORDER BY seq
 commit, before a byte is sent. SKIP LOCKED: several workers share the line without waiting for each other."""
 
 LOCK_PURCHASES = text("""
-SELECT id, status FROM fairlane.purchases WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY seq
-FOR NO KEY UPDATE SKIP LOCKED
+SELECT encode(uuid_send(id), 'hex') AS id, status FROM fairlane.purchases WHERE id = ANY(CAST(:ids AS uuid[]))
+ORDER BY seq FOR NO KEY UPDATE SKIP LOCKED
 """)
 """Promise: nobody who keeps one purchase locked delays the outcomes of others. Those passed over are brought again."""
 
@@ -72,10 +72,8 @@ SET status = o.status,
     ask_at = CASE WHEN o.status = 'in_doubt' THEN clock_timestamp() END,
     finished_at = CASE WHEN o.status IN ('confirmed', 'declined') THEN clock_timestamp() END,
     payment_token = CASE WHEN o.status NOT IN ('confirmed', 'declined') THEN p.payment_token END
-FROM unnest(
-    CAST(:ids AS uuid[]), CAST(:fences AS bigint[]), CAST(:statuses AS text[]), CAST(:reasons AS text[]),
-    CAST(:charge_ids AS text[]), CAST(:retry_afters AS float8[])
-) AS o(id, fence, status, reason, charge_id, retry_after)
+FROM json_to_recordset(CAST(:results AS json))
+    AS o(id uuid, fence bigint, status text, reason text, charge_id text, retry_after float8)
 WHERE p.id = o.id AND p.fence = o.fence
   AND ((p.status = 'charging' AND o.status <> 'needs_review')
        OR (p.status = 'in_doubt' AND o.status <> 'in_doubt')
@@ -83,7 +81,8 @@ WHERE p.id = o.id AND p.fence = o.fence
 RETURNING {COLUMNS}, p.fence
 """)
 """Promise: an outcome counts only with the row's fence. Also from `in_doubt` and `needs_review`: a late answer is still
-the answer. Stock moves only for the rows returned here."""
+the answer. Stock moves only for the rows returned here. `results` is a JSON array, and the same for RECORD_ATTEMPTS:
+one text is packed in a fraction of the time that six arrays are."""
 
 STANDING = text(f"""
 SELECT {COLUMNS}, p.fence, o.fence AS told_fence, a.outcome AS attempt_outcome
@@ -94,24 +93,36 @@ LEFT JOIN fairlane.charge_attempts a ON a.purchase_id = o.id AND a.fence = o.fen
 """Where purchases and attempts stand whose outcome RECORD did not take: the same outcome again is success, another one
 an alert."""
 
-RECORD_ATTEMPTS = text("""
-UPDATE fairlane.charge_attempts a
-SET outcome = o.outcome, reason = o.reason, charge_id = o.charge_id, recorded_at = clock_timestamp(),
-    recheck_at = CASE WHEN o.outcome = 'not_charged' THEN clock_timestamp() + interval '5 minutes' END
-FROM unnest(
-    CAST(:ids AS uuid[]), CAST(:fences AS bigint[]), CAST(:outcomes AS text[]), CAST(:reasons AS text[]),
-    CAST(:charge_ids AS text[])
-) AS o(purchase_id, fence, outcome, reason, charge_id)
-WHERE a.purchase_id = o.purchase_id AND a.fence = o.fence
-  AND (a.outcome IS NULL OR a.outcome IN ('in_doubt', 'needs_review')
-       OR (a.outcome = 'not_charged' AND o.outcome = 'confirmed'))
-RETURNING a.purchase_id
+_LANES_WITH_WAITLISTS = """
+SELECT DISTINCT i.lane FROM fairlane.items i
+WHERE i.sku = ANY(CAST(:skus AS text[])) AND EXISTS (
+    SELECT FROM fairlane.purchases p WHERE p.lane = i.lane AND p.item = i.sku AND p.status = 'waitlisted')
+"""
+
+LANES_WITH_WAITLISTS = text(_LANES_WITH_WAITLISTS)
+"""Which lanes to call after holds ended. A statement after SETTLE_STOCK: that one may have waited for a decision that
+just put somebody on the waitlist, whom its own snapshot would not show."""
+
+RECORD_ATTEMPTS = text(f"""
+WITH recorded AS (
+    UPDATE fairlane.charge_attempts a
+    SET outcome = o.outcome, reason = o.reason, charge_id = o.charge_id, recorded_at = clock_timestamp(),
+        recheck_at = CASE WHEN o.outcome = 'not_charged' THEN clock_timestamp() + interval '5 minutes' END
+    FROM json_to_recordset(CAST(:results AS json))
+        AS o(id uuid, fence bigint, outcome text, reason text, charge_id text)
+    WHERE a.purchase_id = o.id AND a.fence = o.fence
+      AND (a.outcome IS NULL OR a.outcome IN ('in_doubt', 'needs_review')
+           OR (a.outcome = 'not_charged' AND o.outcome = 'confirmed'))
+)
+{_LANES_WITH_WAITLISTS}
 """)
-"""What came of each call, whether or not it still counted for the purchase: a known outcome is never thrown away."""
+"""What came of each call, whether or not it still counted for the purchase: a known outcome is never thrown away. And,
+to save a round trip, LANES_WITH_WAITLISTS."""
 
 LOCK_ITEMS = text("""
 SELECT sku FROM fairlane.items WHERE sku = ANY(CAST(:skus AS text[])) ORDER BY sku FOR NO KEY UPDATE
 """)
+"""Items before they are changed, in order: nobody waits for one of them while keeping one that comes later."""
 
 SETTLE_STOCK = text(f"""
 UPDATE fairlane.items i
@@ -121,11 +132,3 @@ WHERE i.sku = s.sku
 RETURNING {doors.COLUMNS}
 """)
 """Holds end: paid for, they become sold (no longer available, no longer unpaid); declined, they return."""
-
-LANES_WITH_WAITLISTS = text("""
-SELECT DISTINCT i.lane FROM fairlane.items i
-WHERE i.sku = ANY(CAST(:skus AS text[])) AND EXISTS (
-    SELECT FROM fairlane.purchases p WHERE p.lane = i.lane AND p.item = i.sku AND p.status = 'waitlisted')
-""")
-"""Which lanes to call after holds ended. A statement of its own after SETTLE_STOCK: that one may have waited for a
-decision that just put somebody on the waitlist, whom its own snapshot would not show."""

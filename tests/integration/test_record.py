@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from uuid import uuid4
 
+import msgspec
 import pytest
 import structlog.testing
 
@@ -105,7 +106,7 @@ async def test_a_group_is_settled_together_each_by_its_own_outcome(shop: Shop) -
 async def test_an_outcome_that_postgres_refuses_does_not_take_its_neighbours_with_it(shop: Shop) -> None:
     claims = await claimed(shop, 5)
     results = [Result.of(claim, Confirmed(f"ch_{n}")) for n, claim in enumerate(claims)]
-    results[3] = replace(results[3], outcome=Confirmed("ch_\x00"))
+    results[3] = msgspec.structs.replace(results[3], outcome=Confirmed("ch_\x00"))
 
     assert await shop.recorder().record(results) == [Recorded.COUNTED] * 3 + [Recorded.DID_NOT_COUNT] + [
         Recorded.COUNTED
@@ -249,7 +250,7 @@ async def test_what_somebody_keeps_locked_is_for_later_with_nothing_written_and_
 async def test_an_outcome_of_what_postgres_has_lost_is_not_for_later(shop: Shop) -> None:
     claim, forgotten = await claimed(shop, 2)
     results = [Result.of(each, Confirmed("ch_1")) for each in (claim, forgotten)]
-    results[1] = replace(results[1], purchase=uuid4().hex)
+    results[1] = msgspec.structs.replace(results[1], purchase=uuid4().hex)
 
     assert await shop.recorder().record(results) == [Recorded.COUNTED, Recorded.DID_NOT_COUNT]
 
