@@ -42,9 +42,9 @@ class Contest:
                 samples[contender].append(contenders[contender]())
         return samples
 
-    def chosen(self, peers: Sequence[Peer]) -> Sequence[Peer]:
+    def chosen(self, peers: Sequence[Peer], quick: Sequence[Peer] = _QUICK) -> Sequence[Peer]:
         """All of these, or in a quick run the few that show the most."""
-        return [peer for peer in peers if peer in _QUICK] if self.quick else peers
+        return [peer for peer in peers if peer in quick] if self.quick else peers
 
     def scaled(self, full: int, quick: int) -> int:
         """A number that is smaller in a quick run."""

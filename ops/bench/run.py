@@ -75,7 +75,7 @@ def run_bench(*, only: Sequence[str], rounds: int | None, quick: bool, to_json: 
     results: list[Result] = []
     with orderly_end() as interruption:
         try:
-            with _pool() as pool, _site() as site:
+            with _pool_and_site() as (pool, site):
                 for name in only or SCENARIOS:
                     say = _progress(watching, name, began)
                     say("starts")
@@ -108,13 +108,16 @@ def _site() -> Iterator[Site]:
         yield site
 
 
-def _pool() -> ProcessPoolExecutor:
-    """Processes for buyers and load, new ones: what this process has open must not be shared."""
-    pool = ProcessPoolExecutor(PROCESSES, mp_context=multiprocessing.get_context("spawn"))
-    # Their imports belong to no measurement.
-    for ready in [pool.submit(be_ready) for _ in range(PROCESSES)]:
-        ready.result()
-    return pool
+@contextmanager
+def _pool_and_site() -> Iterator[tuple[ProcessPoolExecutor, Site]]:
+    """Processes for buyers and load, new ones, as what this process has open must not be shared; and a site."""
+    with ProcessPoolExecutor(PROCESSES, mp_context=multiprocessing.get_context("spawn")) as pool:
+        # Their imports belong to no measurement, but may take place beside the start of everything else.
+        starting = [pool.submit(be_ready) for _ in range(PROCESSES)]
+        with _site() as site:
+            for ready in starting:
+                ready.result()
+            yield pool, site
 
 
 def _progress(console: Console, scenario: str, began: float) -> Callable[[str], None]:

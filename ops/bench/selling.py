@@ -29,12 +29,21 @@ def urls_of(site: Site, *, paid: bool) -> Urls:
 
 
 def peers(
-    contest: Contest, site: Site, demand: Demand, *, paid: bool, chosen: Sequence[Peer] = PEERS
+    contest: Contest, site: Site, demand: Demand, *, paid: bool, chosen: Sequence[Peer] | None = None
 ) -> dict[Contender, Run]:
-    """These peers as contenders: each sells what is asked for."""
-    return {
-        Contender(peer.name): partial(sell, contest, site, peer, demand, paid=paid) for peer in contest.chosen(chosen)
-    }
+    """These peers as contenders, all of them unless some are chosen: each sells what is asked for."""
+    chosen = contest.chosen(PEERS) if chosen is None else chosen
+    return {Contender(peer.name): partial(sell, contest, site, peer, demand, paid=paid) for peer in chosen}
+
+
+@contextmanager
+def by_task(contest: Contest, site: Site, purchases: int, *, paid: bool) -> Iterator[dict[Contender, Run]]:
+    """The peer with a task per purchase as a contender, and its worker while this lasts; nobody in a quick run."""
+    if contest.quick:
+        yield {}
+        return
+    with celery_worker(site, paid=paid) as worker:
+        yield {CELERY_TASK: partial(_sell_by_task, contest, site, worker.pid, purchases, paid=paid)}
 
 
 def sell(contest: Contest, site: Site, peer: Peer, demand: Demand, *, paid: bool, stock: int = _PLENTY) -> Sample:
@@ -74,7 +83,7 @@ def celery_worker(site: Site, *, paid: bool, module: ModuleType = celery_task) -
         worker.wait()
 
 
-def sell_by_task(contest: Contest, site: Site, worker: int, purchases: int, *, paid: bool) -> Sample:
+def _sell_by_task(contest: Contest, site: Site, worker: int, purchases: int, *, paid: bool) -> Sample:
     """One round of the peer with a task per purchase: published by one process while the worker is at it."""
     urls = urls_of(site, paid=paid)
     lay_out(urls.database, ["hot"], _PLENTY)

@@ -174,7 +174,7 @@ class Site:
             yield self
         finally:
             # Before they wake: what was decided without them is nothing that they should charge now.
-            self.connection.execute("TRUNCATE fairlane.charge_attempts, fairlane.purchases, fairlane.items")
+            self._forget_sales()
             for process in asleep:
                 process.resume()
 
@@ -196,6 +196,15 @@ class Site:
         if self._holder is None:
             self._holder = self._closing.enter_context(psycopg.connect(self.libpq_url))
         self._holder.execute("SELECT FROM fairlane.lanes WHERE lane = %s FOR NO KEY UPDATE", [lane])
+
+    def _forget_sales(self) -> None:
+        while True:
+            try:
+                self.connection.execute("TRUNCATE fairlane.charge_attempts, fairlane.purchases, fairlane.items")
+                return
+            except psycopg.errors.DeadlockDetected:
+                # With a line that is still at work, a sweep's round for one.
+                continue
 
     def let_go(self) -> None:
         """Give a lane back that was taken."""

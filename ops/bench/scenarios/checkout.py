@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from ops.bench import lines, selling, traffic
 from ops.bench.buyers import Demand
 from ops.bench.contest import Contest
@@ -13,10 +11,10 @@ from ops.bench.site import SiteError
 NAME = "checkout"
 #: Peers sell this long. With a payment inside the lock, their buyers then still wait for each other.
 _PEER_SECONDS = 1.5
-_TASKS, _TASKS_QUICK = 40, 20
+_TASKS = 40
 #: Buyers under way at once, for so many seconds. Each asks twice, as often as it is told to (`Retry-After: 1`), so so
 #: many are what 900 checkouts a second need.
-_BUYERS, _SECONDS, _SECONDS_QUICK = 2_000, 7.5, 4.5
+_BUYERS, _SECONDS, _SECONDS_QUICK = 2_000, 7.5, 3.6
 _PAUSE = 1.0
 _CONNECTIONS = 128
 
@@ -27,7 +25,7 @@ def measure(contest: Contest) -> list[Result]:
     """Paid for per second. The latency is from the first request to knowing that it is paid for."""
     with (
         contest.site.only(["web", "lanes", "charges", "sweep"]) as site,
-        selling.celery_worker(site, paid=True) as worker,
+        selling.by_task(contest, site, _TASKS, paid=True) as by_task,
     ):
         lines.create_items(site, ["hot"], 100_000_000)
         target = traffic.Target(site.url, site.api_key, connections=_CONNECTIONS)
@@ -51,9 +49,7 @@ def measure(contest: Contest) -> list[Result]:
         samples = contest.run(
             {
                 **selling.peers(contest, site, Demand(["hot"], seconds=_PEER_SECONDS), paid=True),
-                selling.CELERY_TASK: partial(
-                    selling.sell_by_task, contest, site, worker.pid, contest.scaled(_TASKS, _TASKS_QUICK), paid=True
-                ),
+                **by_task,
                 FAIRLANE: fairlane,
             }
         )

@@ -42,7 +42,7 @@ def measure(contest: Contest) -> list[Result]:
         demand = Demand(["hot"], tries=buyers)
         peers = {
             Contender(peer.name): partial(selling.sell, contest, site, peer, demand, paid=False, stock=stock)
-            for peer in contest.chosen(PEERS)
+            for peer in contest.chosen(PEERS, quick=())
         }
         samples = contest.run({**peers, FAIRLANE: fairlane})
     title = f"{buyers:,} buyers for {stock}: {THREADS} threads of a peer, {_CONNECTIONS} connections of ours"

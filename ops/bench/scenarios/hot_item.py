@@ -14,13 +14,13 @@ SQL_LOOP = Contender("SQL loop", limit=True)
 
 SECONDS = 1.0
 PURCHASES, PURCHASES_QUICK = 20_000, 4_000
-TASKS, TASKS_QUICK = 800, 300
+TASKS = 800
 
 
 def measure(contest: Contest) -> list[Result]:
     """Settled per second: peers sell to buyers who ask again and again; Fairlane and the SQL loop settle a line."""
     purchases = contest.scaled(PURCHASES, PURCHASES_QUICK)
-    with contest.site.only(["lanes"]) as site, selling.celery_worker(site, paid=False) as worker:
+    with contest.site.only(["lanes"]) as site, selling.by_task(contest, site, TASKS, paid=False) as by_task:
         number = iter(range(1_000_000))
 
         def a_line() -> str:
@@ -39,9 +39,7 @@ def measure(contest: Contest) -> list[Result]:
         samples = contest.run(
             {
                 **selling.peers(contest, site, Demand(["hot"], seconds=SECONDS), paid=False),
-                selling.CELERY_TASK: partial(
-                    selling.sell_by_task, contest, site, worker.pid, contest.scaled(TASKS, TASKS_QUICK), paid=False
-                ),
+                **by_task,
                 FAIRLANE: fairlane,
                 SQL_LOOP: sql,
             }

@@ -19,7 +19,7 @@ MEDIAN, LONGEST = "median gap", "longest gap"
 
 _SKU = "hot"
 _LINE, _LINE_QUICK = 100_000, 30_000
-_KILLS_PER_ROUND = 4
+_KILLS_PER_ROUND, _KILLS_QUICK = 4, 2
 #: Between two kills, until a new process stands in for the last one and the lane moves again.
 _PAUSE = 0.3
 # The lane's lock is a row lock; whoever writes in a transaction now is the one who has it.
@@ -33,7 +33,10 @@ def measure(contest: Contest) -> list[Result]:
 
         def kill() -> Sample:
             began = time.monotonic()
-            gaps = [_kill_one(site, contest.scaled(_LINE, _LINE_QUICK)) for _ in range(_KILLS_PER_ROUND)]
+            gaps = [
+                _kill_one(site, contest.scaled(_LINE, _LINE_QUICK))
+                for _ in range(contest.scaled(_KILLS_PER_ROUND, _KILLS_QUICK))
+            ]
             return Sample(len(gaps), time.monotonic() - began, curve_of(gaps))
 
         killed = Contender("kill -9", ours=True)

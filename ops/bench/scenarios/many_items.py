@@ -30,6 +30,7 @@ def measure(contest: Contest) -> list[Result]:
     with contest.site.only(["lanes"]) as site:
         lines.create_items(site, [*zipf, *even, "hot"], 10_000_000)
         choose = random.Random(7)
+        peers = contest.chosen(_PEERS, quick=())
 
         def settle(skus: Sequence[str]) -> Sample:
             lines.queue_purchases(site, skus, purchases)
@@ -40,13 +41,13 @@ def measure(contest: Contest) -> list[Result]:
 
         by_zipf = contest.run(
             {
-                **selling.peers(contest, site, Demand(zipf, weights, SECONDS), paid=False, chosen=_PEERS),
+                **selling.peers(contest, site, Demand(zipf, weights, SECONDS), paid=False, chosen=peers),
                 FAIRLANE: fairlane_zipf,
             }
         )
         by_even = contest.run(
             {
-                **selling.peers(contest, site, Demand(even, seconds=SECONDS), paid=False, chosen=_PEERS),
+                **selling.peers(contest, site, Demand(even, seconds=SECONDS), paid=False, chosen=peers),
                 FAIRLANE: lambda: settle(even),
                 HOT: lambda: settle(["hot"]),
             }
