@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
@@ -22,6 +21,7 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from producers.purchase_ids import new_purchase_id
 from shared import statuses
 from shared.calling import Caller
 from shared.crash_points import crash_point
@@ -40,8 +40,7 @@ _canonical = json.JSONEncoder(separators=(",", ":")).encode
 _encode = msgspec.json.Encoder().encode
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(msgspec.Struct, frozen=True):
     """A valid request to buy, not yet accepted. `id` becomes the purchase's if the key is new."""
 
     client: str
@@ -49,9 +48,11 @@ class Order:
     item: str
     quantity: int
     customer: str
-    payment_token: str = field(repr=False)
-    #: 128 random bits: whoever does not know it cannot guess it.
-    id: str = field(default_factory=lambda: secrets.token_hex(16))
+    payment_token: str
+    id: str = msgspec.field(default_factory=new_purchase_id)
+
+    def __repr__(self) -> str:
+        return f"Order(id={self.id!r}, client={self.client!r}, item={self.item!r}, quantity={self.quantity})"
 
     def row(self) -> dict[str, Any]:
         """What is recorded of it, by the columns of `purchases`."""
@@ -72,8 +73,7 @@ class Order:
         return sha256(_canonical(body).encode()).digest()
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(msgspec.Struct, frozen=True):
     """The purchase that the key stands for; `replayed` if an earlier request made it."""
 
     record: PurchaseRecord
@@ -237,8 +237,8 @@ class Acceptor:
 
 
 async def _find(connection: AsyncConnection, wanted: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Known]:
-    clients, idempotency_keys = zip(*wanted, strict=True)
-    rows = await connection.execute(sql.BY_KEY, {"clients": list(clients), "keys": list(idempotency_keys)})
+    asked = [{"client_id": client, "idempotency_key": key} for client, key in wanted]
+    rows = await connection.execute(sql.BY_KEY, {"keys": _encode(asked).decode()})
     return {
         (row["client_id"], row["idempotency_key"]): Known(PurchaseRecord.from_row(row), bytes(row["fingerprint"]))
         for row in rows.mappings()

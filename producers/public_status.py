@@ -1,7 +1,7 @@
 """`GET /v1/status/{id}` and `…/events`: how a purchase stands, without an API key, for the buyer's browser.
 
-The id is the capability: 128 random bits that only the shop and its buyer know. Nothing of the purchase is shown but
-where it stands. Scripts of other origins may read the answers where `producers.cors` lets them.
+The id is the capability: its 74 random bits are known to the shop and its buyer only. Nothing of the purchase is shown
+but where it stands. Scripts of other origins may read the answers where `producers.cors` lets them.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ FROM unnest(%(skus)s::text[], %(lanes)s::smallint[]) AS i(sku, lane)
 _LINE = b"""
 INSERT INTO fairlane.purchases
     (id, seq, client_id, idempotency_key, fingerprint, item, lane, quantity, customer, payment_token, amount, currency)
-SELECT gen_random_uuid(), nextval('fairlane.purchase_seq'), 'bench', gen_random_uuid()::text,
+SELECT uuidv7(), nextval('fairlane.purchase_seq'), 'bench', gen_random_uuid()::text,
        sha256(n::text::bytea), i.sku, i.lane, 1, 'c-' || n, 'tok_visa', 2500, 'EUR'
 FROM (SELECT n, (%(skus)s::text[])[1 + (n - 1) %% cardinality(%(skus)s::text[])] AS sku
       FROM generate_series(1, %(purchases)s) AS n) AS line

@@ -29,11 +29,11 @@ is the item's at this moment; an item that does not exist gives no row."""
 
 BY_KEY = text(f"""
 SELECT p.idempotency_key, p.fingerprint, {COLUMNS}
-FROM unnest(CAST(:clients AS text[]), CAST(:keys AS text[])) AS k(client_id, idempotency_key)
+FROM json_to_recordset(CAST(:keys AS json)) AS k(client_id text, idempotency_key text)
 JOIN fairlane.purchases p ON p.client_id = k.client_id AND p.idempotency_key = k.idempotency_key
 """)
-"""The purchases that own these idempotency keys. A statement of its own after INSERT, so that its snapshot sees what a
-concurrent twin committed while INSERT waited for it; and what is asked before any refusal."""
+"""The purchases that own these idempotency keys, a JSON array of objects. A statement of its own after INSERT, so that
+its snapshot sees what a concurrent twin committed while INSERT waited for it; and what is asked before any refusal."""
 
 BY_ID = text(f"""
 SELECT {COLUMNS}, l.decided_through

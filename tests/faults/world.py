@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
 import psycopg
 from psycopg.rows import dict_row
 from redis import Redis, RedisError
@@ -87,7 +88,7 @@ class World(Stage):
 
     def buy(self, *asked: Asked) -> Doing:
         """These buyers ask, again or for the first time, in this order."""
-        orders = [replace(one.order, id=secrets.token_hex(16)) for one in asked]
+        orders = [msgspec.structs.replace(one.order, id=secrets.token_hex(16)) for one in asked]
 
         async def work(parts: Parts) -> list[Acceptance | BaseException]:
             accepting = (parts.acceptor.accept(order) for order in orders)
@@ -107,7 +108,7 @@ class World(Stage):
 
     def buy_something_else(self, asked: Asked) -> Doing:
         """A buyer whose request was accepted uses its key for another one."""
-        other = replace(asked.order, id=secrets.token_hex(16), quantity=asked.order.quantity + 1)
+        other = msgspec.structs.replace(asked.order, id=secrets.token_hex(16), quantity=asked.order.quantity + 1)
 
         async def work(parts: Parts) -> Acceptance:
             answer = await parts.acceptor.accept(other)

@@ -6,9 +6,9 @@ import asyncio
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
+import msgspec.structs
 import psycopg
 import pytest
 import structlog.testing
@@ -109,7 +109,7 @@ async def test_a_key_with_another_body_is_told_so(shop: Shop, change: dict[str, 
 
 def retry_of(order: Order, **changes: Any) -> Order:
     """The same request once more, as the door makes an order of it: with an id of its own."""
-    return replace(order, id=secrets.token_hex(16), **changes)
+    return msgspec.structs.replace(order, id=secrets.token_hex(16), **changes)
 
 
 async def test_a_key_with_another_body_in_the_same_batch_is_told_so(shop: Shop) -> None:
@@ -203,7 +203,7 @@ async def test_a_value_that_postgres_refuses_fails_alone(shop: Shop, field: str)
     await shop.item(stock=1_000)
     orders = [shop.order() for _ in range(20)]
     wrong: dict[str, Any] = {field: "a\x00b"}
-    orders[13] = replace(orders[13], **wrong)
+    orders[13] = msgspec.structs.replace(orders[13], **wrong)
     answers = await accept_all(shop.acceptor(), orders)
 
     assert isinstance(answers[13], DBAPIError)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 from secrets import token_hex
 
+import msgspec.structs
 import pytest
 import structlog.testing
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -194,7 +195,7 @@ class TestCommits:
         assert not shop.called(queue_of(made[0]["lane"]))
 
         for order in orders:
-            again = accepted(await acceptor.accept(replace(order, id=token_hex(16))))
+            again = accepted(await acceptor.accept(msgspec.structs.replace(order, id=token_hex(16))))
             assert again.replayed
             assert again.record.id == order.id
         assert shop.purchases() == made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -42,6 +43,7 @@ ANALYZE fairlane.items, fairlane.purchases, fairlane.charge_attempts, fairlane.l
 """
 
 KEYS = [f"key-{n}" for n in range(200)]
+WANTED_KEYS = json.dumps([{"client_id": "shop", "idempotency_key": key} for key in KEYS])
 
 #: Either holds exactly the reserved purchases; which is cheaper depends on how many of them are due.
 RESERVED = "purchases_due", "purchases_expiring"
@@ -63,7 +65,7 @@ QUESTIONS: dict[str, tuple[TextClause, Mapping[str, Any], str | tuple[str, ...]]
     "how many units of items wait": (admit.WAITING, {"skus": ["sku-3", "sku-4"]}, "purchases_waiting"),
     "a claim": (charge.CLAIM, {"slots": 64, "worker": "w", "overdue_after": 20.0}, RESERVED),
     "lanes to call after holds ended": (charge.LANES_WITH_WAITLISTS, {"skus": ["sku-3"]}, "purchases_waitlisted"),
-    "purchases by key": (accept.BY_KEY, {"clients": ["shop"] * 200, "keys": KEYS}, "one_key_one_purchase"),
+    "purchases by key": (accept.BY_KEY, {"keys": WANTED_KEYS}, "one_key_one_purchase"),
     "the lanes that were forgotten": (sweep.LANES, {}, "purchases_queued"),
     "all waitlists that move": (sweep.LANES_WITH_MOVING_WAITLISTS, {}, "purchases_waitlisted"),
     "what there is to do": (sweep.DUE, {}, RESERVED),

@@ -22,7 +22,7 @@ CREATE TABLE IF NOT EXISTS shop.items (
     PRIMARY KEY (sku, segment)
 ) WITH (fillfactor = 50);
 CREATE TABLE IF NOT EXISTS shop.orders (
-    id        uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    id        uuid PRIMARY KEY DEFAULT uuidv7(),
     sku       text NOT NULL,
     customer  text NOT NULL,
     status    text NOT NULL,
