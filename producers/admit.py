@@ -15,7 +15,9 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
+import msgspec
 import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -58,8 +60,7 @@ class Verdict(StrEnum):
     NOT_COUNTED = "not-counted"  #: nobody knows how many units wait; never the answer to a request
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """What admission must know of a request to buy."""
 
     client: str
@@ -69,8 +70,7 @@ class Request:
     customer: str
 
 
-@dataclass(frozen=True, slots=True)
-class Ruling:
+class Ruling(msgspec.Struct, frozen=True):
     """The verdict on a request. `wait` is after how many seconds it may be worth asking again: the limit that refused
     has a token for it then, or a full queue may have a place.
 
@@ -87,12 +87,15 @@ class Ruling:
         return self.verdict in (Verdict.KNOWN, Verdict.OPEN)
 
 
-@dataclass(frozen=True, slots=True)
-class _Knock:
+class _Knock(msgspec.Struct, frozen=True):
     """A request at the door, and whether it has taken its tokens: it knocks again when what was missing is there."""
 
     request: Request
     has_taken: bool
+
+
+#: What nearly every request is told.
+_PLAIN: Final = {verdict.value: Ruling(verdict) for verdict in Verdict}
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +181,8 @@ class Admission:
 
     def _ruling(self, reply: Sequence[str | int]) -> Ruling:
         verdict, wait, *left = reply
+        if not wait and not left:
+            return _PLAIN[str(verdict)]
         allowances = tuple(
             Allowance(limit, int(tokens), int(full_in) / 1000)
             for limit, tokens, full_in in zip(self.limits, left[::2], left[1::2], strict=True)

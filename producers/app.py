@@ -35,7 +35,7 @@ from producers.limits import BodyLimits
 from producers.methods import Methods
 from producers.openapi import describe
 from producers.parts import open_parts
-from producers.rates import RateLimitFields
+from producers.rates import RateLimitFields, limits_of
 from shared.settings import Settings
 
 _DESCRIPTION: Final = """
@@ -111,7 +111,7 @@ def create_app(settings: Settings) -> FastAPI:
         app,
         [
             CrowdRoute(watching.show_route, "GET"),
-            CrowdRoute(purchases.buy_route, "POST", RateLimitFields),
+            CrowdRoute(purchases.buy_route, "POST", *([RateLimitFields] if limits_of(settings) else [])),
             CrowdRoute(public_status.show_route, "GET", partial(Cors, origins=settings.cors_origins)),
         ],
         answers,

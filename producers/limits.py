@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from producers.problems import MALFORMED, NOT_JSON, TOO_LARGE, Problem, response
@@ -41,11 +42,11 @@ class BodyLimits:
             # Its size is known only at its end, so it is read here. One that announces its size is held to it by
             # the server.
             try:
-                body = await _read(receive)
-            except ConnectionError:
+                body = await whole_body(receive)
+            except ClientDisconnect:
                 return
-            if body is None:
-                await response(_too_large())(scope, receive, send)
+            except Problem as too_large:
+                await response(too_large)(scope, receive, send)
                 return
             receive = _Replay(body, receive)
             has_body = bool(body)
@@ -72,24 +73,23 @@ def _too_large() -> Problem:
     return Problem(TOO_LARGE, f"The body has more than {LARGEST_BODY:,} bytes.")
 
 
-async def _read(receive: Receive) -> bytes | None:
-    """The whole body, or None when it is too large.
+async def whole_body(receive: Receive) -> bytes:
+    """The body of a request: what `Request.body` gives, without the asynchronous generator, which costs ten times this.
 
-    Raises ConnectionError when the client hangs up before its end: half a body is not a request.
+    Raises Problem `too-large`, and ClientDisconnect when the client hangs up before its end: half a body is not a
+    request.
     """
-    chunks: list[bytes] = []
-    size = 0
+    body = b""
     while True:
         message = await receive()
         if message["type"] != "http.request":
-            raise ConnectionError("the client hung up")
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > LARGEST_BODY:
-            return None
-        chunks.append(chunk)
+            raise ClientDisconnect
+        chunk: bytes = message.get("body", b"")
+        body = body + chunk if body else chunk
+        if len(body) > LARGEST_BODY:
+            raise _too_large()
         if not message.get("more_body", False):
-            return b"".join(chunks)
+            return body
 
 
 class _Replay:

@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 from starlette.responses import Response
 
+from producers.json_answer import JsonAnswer
 from shared.errors import FairlaneError
 
 MEDIA_TYPE: Final = "application/problem+json"
@@ -288,4 +289,4 @@ def response(problem: Problem) -> Response:
         "detail": problem.detail,
         **problem.extensions,
     }
-    return Response(msgspec.json.encode(body), kind.status, headers, MEDIA_TYPE)
+    return JsonAnswer(msgspec.json.encode(body), kind.status, headers, MEDIA_TYPE)

@@ -19,6 +19,7 @@ from starlette.routing import Route
 from producers import admit, problems, rates
 from producers.accept import Acceptance, Accepted, KeyReused, Order, UnknownItem
 from producers.admit import Ruling, Verdict
+from producers.limits import whole_body
 from producers.pace import Pace
 from producers.parts import Parts
 from producers.problems import FieldError, Problem
@@ -53,7 +54,7 @@ async def buy(request: Request) -> Response:
     parts: Parts = request.app.state.parts
     client = parts.authenticator.authenticate(request).name
     key = idempotency_key(request)
-    body = parse(await request.body())
+    body = parse(await whole_body(request.receive))
     order = Order(client, key, body.item, body.quantity, body.customer, body.payment_token)
     knock = admit.Request(client, key, body.item, body.quantity, body.customer)
     try:
@@ -96,11 +97,11 @@ def idempotency_key(request: Request) -> str:
 
     Raises Problem `idempotency-key-missing`.
     """
-    values = request.headers.getlist("Idempotency-Key")
+    values: list[bytes] = [value for name, value in request.scope["headers"] if name == b"idempotency-key"]
     if len(values) != 1:
         detail = "The header Idempotency-Key is missing." if not values else "There is more than one Idempotency-Key."
         raise Problem(problems.IDEMPOTENCY_KEY_MISSING, detail=detail)
-    key = values[0]
+    key = values[0].decode("latin-1")
     if len(key) >= 2 and key[0] == key[-1] == '"':
         key = re.sub(r'\\(["\\])', r"\1", key[1:-1])
     if not _VISIBLE.fullmatch(key):

@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 from starlette.responses import Response
 
+from producers.json_answer import JsonAnswer
 from producers.pace import Pace
 from producers.reading import Reading
 from shared.states import Status
@@ -106,4 +107,4 @@ def purchase_json(reading: Reading) -> bytes:
 
 def shown(reading: Reading, headers: dict[str, str], *, status: int = 200) -> Response:
     """The answer that shows a purchase to its owner."""
-    return Response(purchase_json(reading), status_code=status, headers=headers, media_type="application/json")
+    return JsonAnswer(purchase_json(reading), status, headers)

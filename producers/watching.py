@@ -17,6 +17,7 @@ from starlette.routing import Route
 from producers import problems
 from producers.conditions import last_event, seen_by
 from producers.events import EventStream
+from producers.json_answer import JsonAnswer
 from producers.parts import Parts
 from producers.preferences import wait_seconds
 from producers.problems import Problem
@@ -71,7 +72,7 @@ async def watched(
     headers |= watching_headers(reading, parts.reader.pace, tag)
     if seen.has(tag):
         return Response(status_code=304, headers=headers)
-    return Response(json(reading), headers=headers, media_type="application/json")
+    return JsonAnswer(json(reading), 200, headers)
 
 
 async def streamed(request: Request, may_watch: MayWatch, name: str, json: Callable[[Reading], bytes]) -> Response:

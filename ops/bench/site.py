@@ -88,6 +88,9 @@ class Site:
             "FAIRLANE_HOST": LOOPBACK,
             "FAIRLANE_PORT": str(port),
             "FAIRLANE_FLOWER_AUTH": "bench:unused",
+            # As the bare server that it stands beside. The log's lines would also pass through the processes that run
+            # the Procfile here, and those are not what is measured.
+            "FAIRLANE_ACCESS_LOG": "false",
         }
         self.settings = Settings.model_validate(
             {name.removeprefix("FAIRLANE_").lower(): value for name, value in self.environment.items()}
