@@ -201,6 +201,7 @@ class Decider:
             connection,
             sql.WRITE_VERDICTS,
             ids=[v.purchase.id for v in verdicts],
+            were=[v.purchase.status for v in verdicts],
             statuses=[v.status for v in verdicts],
             reasons=[v.reason for v in verdicts],
             holds=[v.hold_seconds for v in verdicts],

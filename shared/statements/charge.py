@@ -9,7 +9,7 @@ from shared.purchases import COLUMNS
 
 CLAIM = text(f"""
 WITH due AS (
-    SELECT id, seq FROM fairlane.purchases
+    SELECT id, seq, status FROM fairlane.purchases
     WHERE status = 'reserved' AND due_at <= now() AND expires_at > now()
     ORDER BY due_at, seq LIMIT :slots
     FOR NO KEY UPDATE SKIP LOCKED
@@ -17,7 +17,7 @@ WITH due AS (
     UPDATE fairlane.purchases p
     SET status = 'charging', rev = p.rev + 1, attempt = p.attempt + 1, fence = nextval('fairlane.fence_seq'),
         due_at = NULL, call_deadline = clock_timestamp() + make_interval(secs => :overdue_after)
-    FROM due WHERE p.id = due.id AND p.status = 'reserved'
+    FROM due WHERE p.id = due.id AND p.status = due.status
     RETURNING {COLUMNS}, p.id AS purchase_id, p.payment_token, p.attempt, p.fence, p.call_deadline
 ), intents AS (
     INSERT INTO fairlane.charge_attempts (purchase_id, attempt, fence, worker, claimed_at, call_deadline)
@@ -40,7 +40,7 @@ WITH claimed AS (
     SET status = 'charging', rev = p.rev + 1, attempt = p.attempt + 1, fence = nextval('fairlane.fence_seq'),
         due_at = NULL, call_deadline = clock_timestamp()
     FROM unnest(CAST(:ids AS uuid[]), CAST(:workers AS text[])) AS o(id, worker)
-    WHERE p.id = o.id AND p.status = 'reserved'
+    WHERE p.id = o.id AND CASE p.status WHEN 'reserved' THEN true ELSE false END
     RETURNING p.id, p.attempt, p.fence, p.call_deadline, o.worker
 ), intents AS (
     INSERT INTO fairlane.charge_attempts (purchase_id, attempt, fence, worker, claimed_at, call_deadline)
@@ -75,9 +75,11 @@ SET status = o.status,
 FROM json_to_recordset(CAST(:results AS json))
     AS o(id uuid, fence bigint, status text, reason text, charge_id text, retry_after float8)
 WHERE p.id = o.id AND p.fence = o.fence
-  AND ((p.status = 'charging' AND o.status <> 'needs_review')
-       OR (p.status = 'in_doubt' AND o.status <> 'in_doubt')
-       OR (p.status = 'needs_review' AND o.status IN ('confirmed', 'declined')))
+  AND CASE p.status
+          WHEN 'charging' THEN o.status <> 'needs_review'
+          WHEN 'in_doubt' THEN o.status <> 'in_doubt'
+          WHEN 'needs_review' THEN o.status IN ('confirmed', 'declined')
+          ELSE false END
 RETURNING {COLUMNS}, p.fence
 """)
 """Promise: an outcome counts only with the row's fence. Also from `in_doubt` and `needs_review`: a late answer is still

@@ -103,12 +103,14 @@ SET status = v.status,
         THEN CAST(:now AS timestamptz) + make_interval(secs => v.hold_seconds) END,
     finished_at = CASE WHEN v.status IN ('sold_out', 'limit_reached', 'cancelled') THEN CAST(:now AS timestamptz) END,
     payment_token = CASE WHEN v.status IN ('reserved', 'waitlisted', 'needs_review') THEN p.payment_token END
-FROM unnest(CAST(:ids AS uuid[]), CAST(:statuses AS text[]), CAST(:reasons AS text[]), CAST(:holds AS int[]))
-    AS v(id, status, reason, hold_seconds)
-WHERE p.id = v.id AND p.status IN ('queued', 'waitlisted')
+FROM unnest(CAST(:ids AS uuid[]), CAST(:statuses AS text[]), CAST(:reasons AS text[]), CAST(:holds AS int[]),
+        CAST(:were AS text[])) AS v(id, status, reason, hold_seconds, was)
+WHERE p.id = v.id AND p.status = v.was
 RETURNING {COLUMNS}
 """)
-"""The verdicts of a batch. Guarded by the states it may leave; the token goes with the last state that needs it."""
+"""The verdicts of a batch. Guarded by the state that each purchase was read in; the token goes with the last state that
+needs it. A guard by the states as such would let the planner read all that wait, by the index that has just these: it
+does so when its statistics are from before they came."""
 
 TAKE_STOCK = text(f"""
 UPDATE fairlane.items i

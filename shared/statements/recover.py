@@ -8,15 +8,15 @@ from shared.purchases import COLUMNS
 
 MARK_IN_DOUBT = text(f"""
 WITH overdue AS (
-    SELECT id FROM fairlane.purchases
+    SELECT id, status FROM fairlane.purchases
     WHERE status = 'charging' AND call_deadline < now()
-    ORDER BY seq LIMIT :batch
+    ORDER BY call_deadline LIMIT :batch
     FOR NO KEY UPDATE SKIP LOCKED
 )
 UPDATE fairlane.purchases p
 SET status = 'in_doubt', reason = 'no_outcome', rev = p.rev + 1,
     doubt_since = now(), ask_at = now()
-FROM overdue WHERE p.id = overdue.id AND p.status = 'charging'
+FROM overdue WHERE p.id = overdue.id AND p.status = overdue.status
 RETURNING {COLUMNS}
 """)
 """Promise: in doubt is judged by Postgres alone. A claim whose deadline passed without an outcome; a lock in Redis,
@@ -24,15 +24,15 @@ there or not, changes nothing."""
 
 EXPIRE = text(f"""
 WITH expired AS (
-    SELECT id FROM fairlane.purchases
+    SELECT id, status FROM fairlane.purchases
     WHERE status = 'reserved' AND expires_at <= now() AND (CAST(:item AS text) IS NULL OR item = CAST(:item AS text))
-    ORDER BY seq LIMIT :batch
+    ORDER BY expires_at LIMIT :batch
     FOR NO KEY UPDATE SKIP LOCKED
 )
 UPDATE fairlane.purchases p
 SET status = 'expired', reason = 'hold_ran_out', rev = p.rev + 1, due_at = NULL, finished_at = clock_timestamp(),
     payment_token = NULL
-FROM expired WHERE p.id = expired.id AND p.status = 'reserved'
+FROM expired WHERE p.id = expired.id AND p.status = expired.status
 RETURNING {COLUMNS}
 """)
 """Holds that ran out, of one item or of all, before a charge was claimed or after it was provably not made. Their
@@ -45,13 +45,13 @@ SELECT DISTINCT item FROM fairlane.purchases WHERE status = 'reserved' AND expir
 
 CLAIM_QUESTIONS = text(f"""
 WITH due AS (
-    SELECT id, seq FROM fairlane.purchases
+    SELECT id, seq, status FROM fairlane.purchases
     WHERE status = 'in_doubt' AND ask_at <= now()
     ORDER BY ask_at, seq LIMIT :batch
     FOR NO KEY UPDATE SKIP LOCKED
 ), claimed AS (
     UPDATE fairlane.purchases p SET ask_at = clock_timestamp() + make_interval(secs => :lease)
-    FROM due WHERE p.id = due.id AND p.status = 'in_doubt'
+    FROM due WHERE p.id = due.id AND p.status = due.status
     RETURNING {COLUMNS}, p.id AS purchase_id, p.attempt, p.fence,
         extract(epoch FROM clock_timestamp() - p.doubt_since) AS doubted,
         extract(epoch FROM p.call_deadline - clock_timestamp()) + :settle_window AS settles_in

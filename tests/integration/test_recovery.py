@@ -44,12 +44,16 @@ def found(claim: Claim, *statuses: str) -> ScriptedGateway:
 
 
 async def test_a_claim_past_its_deadline_is_in_doubt_and_asked_about(shop: Shop) -> None:
-    await claimed(shop)
+    overdue = await claimed(shop)
     sweep = shop.sweep()
     assert (await sweep.run_once()).in_doubt == ()
     shop.sql(OVERDUE)
+    (under_way,) = await shop.hold(shop.order())
+    await shop.claim()
+    shop.forget_calls()
     swept = await sweep.run_once()
-    assert (shop.statuses(), shop.stock()) == (["in_doubt"], (9, 1, 0))
+    assert [record.id for record in swept.in_doubt] == [overdue.record.id]
+    assert (shop.status(under_way), shop.stock()) == ("charging", (8, 2, 0))
     assert swept.questions_due
     assert [message["headers"]["task"] for message in shop.messages("charges")] == ["purchases.reconcile"]
 
@@ -199,10 +203,11 @@ async def test_a_hold_that_ran_out_gives_its_unit_to_the_first_who_waits(shop: S
 
 
 async def test_what_may_have_been_sent_never_expires(shop: Shop) -> None:
-    await claimed(shop)
+    claim = await claimed(shop)
+    (unsent,) = await shop.hold(shop.order())
     shop.sql("UPDATE fairlane.purchases SET expires_at = now() - interval '1 day'")
-    assert (await shop.sweep().run_once()).expired == ()
-    assert shop.statuses() == ["charging"]
+    assert [record.id for record in (await shop.sweep().run_once()).expired] == [unsent.id]
+    assert shop.status(claim.record) == "charging"
 
 
 async def test_an_item_that_somebody_keeps_does_not_stop_the_rest_of_the_sweep(shop: Shop) -> None:
