@@ -28,7 +28,8 @@ _in_order = itemgetter(
     "id", "client_id", "seq", "lane", "rev", "status", "item", "quantity", "customer", "amount", "currency",
     "accepted_at", "reason", "charge_id", "decided_at", "finished_at",
 )  # fmt: skip
-_STATUSES = {status.value: status for status in Status}
+#: By their names: a look here takes a tenth of what `Status(name)` does.
+STATUSES = {status.value: status for status in Status}
 
 
 class PurchaseRecord(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -65,7 +66,7 @@ class PurchaseRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     def from_row(cls, row: RowMapping) -> PurchaseRecord:
         """The record of a row with the columns `COLUMNS`."""
         purchase, client, seq, lane, rev, status, *others = _in_order(row)
-        return cls(purchase, client, seq, lane, rev, _STATUSES[status], *others)
+        return cls(purchase, client, seq, lane, rev, STATUSES[status], *others)
 
 
 def rfc3339(moment: datetime) -> str:

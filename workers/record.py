@@ -379,5 +379,5 @@ def _stands_already(row: _Row, stands: RowMapping, *, same_fence: bool) -> bool:
     return row.status is Status.RESERVED and row.outcome == stands["attempt_outcome"]
 
 
-async def _fetch(connection: AsyncConnection, statement: TextClause, **values: Any) -> list[RowMapping]:
-    return list((await connection.execute(statement, values)).mappings())
+async def _fetch(connection: AsyncConnection, statement: TextClause, **values: Any) -> Sequence[RowMapping]:
+    return (await connection.execute(statement, values)).mappings().all()

@@ -16,11 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+import msgspec
+
 from shared.states import Reason, Status
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(msgspec.Struct, frozen=True):
     """A purchase to decide: `status` is queued or waitlisted."""
 
     id: str
@@ -59,8 +60,7 @@ class Stock:
         return opened and not closed
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """Where a purchase goes now. `hold_seconds` is how long its stock is held, if it gets some."""
 
     purchase: Waiting

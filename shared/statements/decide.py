@@ -21,7 +21,9 @@ the lane when the one before it, frozen as well, has lost it, and keep it for as
 LOCK_LANE_NOWAIT = text(f"{LOCK_LANE.text.rstrip()} NOWAIT")
 """The same for later batches: if somebody else has the lane, they carry on."""
 
-_WAITING = "p.id, p.seq, p.item, p.client_id, p.customer, p.quantity, p.status, p.accepted_at"
+_WAITING = (
+    "encode(uuid_send(p.id), 'hex') AS id, p.seq, p.item, p.client_id, p.customer, p.quantity, p.status, p.accepted_at"
+)
 
 READ_QUEUED = text(f"""
 SELECT {_WAITING} FROM fairlane.purchases p

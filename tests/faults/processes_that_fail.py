@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -119,6 +119,15 @@ def passing(point: str) -> None:
     process = _acting.get()
     if process is not None:
         process.passes(point)
+
+
+class AtOnce(Executor):
+    """In place of a thread beside: this process freezes as a whole, and does one thing after the other."""
+
+    def submit(self, work: Callable[..., T], /, *args: Any, **named: Any) -> Future[T]:
+        done: Future[T] = Future()
+        done.set_result(work(*args, **named))
+        return done
 
 
 class Process:
@@ -265,7 +274,13 @@ class Process:
             caller,
             Acceptor(shop.engine, shop.redis, caller, self._settings),
             Canceller(shop.engine, shop.redis, caller, self._settings),
-            Decider(self._engine, self._redis, Caller(self._settings, shop.celery, self._redis), self._settings),
+            Decider(
+                self._engine,
+                self._redis,
+                Caller(self._settings, shop.celery, self._redis),
+                self._settings,
+                teller=AtOnce(),
+            ),
             shop.charger(self._gateway, worker=f"{self.name}.{self._lives}"),
             shop.reconciler(self._gateway),
             Sweep(shop.engine, shop.redis, caller, self._settings),
