@@ -17,14 +17,19 @@ FROM unnest(%(skus)s::text[], %(lanes)s::smallint[]) AS i(sku, lane)
 """
 # In the order of the generated numbers, so that `seq` follows it as it would follow arrival.
 _LINE = b"""
-INSERT INTO fairlane.purchases
-    (id, seq, client_id, idempotency_key, fingerprint, item, lane, quantity, customer, payment_token, amount, currency)
-SELECT uuidv7(), nextval('fairlane.purchase_seq'), 'bench', gen_random_uuid()::text,
-       sha256(n::text::bytea), i.sku, i.lane, 1, 'c-' || n, 'tok_visa', 2500, 'EUR'
-FROM (SELECT n, (%(skus)s::text[])[1 + (n - 1) %% cardinality(%(skus)s::text[])] AS sku
-      FROM generate_series(1, %(purchases)s) AS n) AS line
-JOIN fairlane.items i USING (sku)
-ORDER BY n
+WITH line AS (
+    INSERT INTO fairlane.purchases
+        (id, seq, client_id, idempotency_key, item, lane, quantity, customer, payment_token, amount, currency)
+    SELECT uuidv7(), nextval('fairlane.purchase_seq'), 'bench', gen_random_uuid()::text, i.sku, i.lane, 1, 'c-' || n,
+           'tok_visa', 2500, 'EUR'
+    FROM (SELECT n, (%(skus)s::text[])[1 + (n - 1) %% cardinality(%(skus)s::text[])] AS sku
+          FROM generate_series(1, %(purchases)s) AS n) AS numbered
+    JOIN fairlane.items i USING (sku)
+    ORDER BY n
+    RETURNING client_id, idempotency_key, id
+)
+INSERT INTO fairlane.purchase_keys (client_id, idempotency_key, purchase_id, fingerprint)
+SELECT client_id, idempotency_key, id, sha256(id::text::bytea) FROM line
 """
 # As a decision would have left them: stock taken, held for a quarter of an hour, due at once.
 _HOLD = b"""

@@ -39,6 +39,8 @@ class Snapshot:
     #: Lanes with a claim check in their queue, and lanes with a mark.
     heard: frozenset[int]
     marked: frozenset[int]
+    #: The purchase that each key stands for.
+    keys: dict[tuple[str, str], str]
 
     @classmethod
     def take(cls, world: World) -> Snapshot:
@@ -70,6 +72,10 @@ class Snapshot:
             {sku: door for sku, door in zip(items, rest[2 * len(used) :], strict=True) if door},
             frozenset(lane for lane, length in zip(used, rest[: 2 * len(used) : 2], strict=True) if length),
             frozenset(lane for lane, mark in zip(used, rest[1 : 2 * len(used) : 2], strict=True) if mark),
+            {
+                (row["client_id"], row["idempotency_key"]): row["purchase_id"].hex
+                for row in world.view.execute("SELECT * FROM fairlane.purchase_keys")
+            },
         )
 
     def of(self, sku: str, *statuses: Status) -> Iterator[Row]:
@@ -168,6 +174,8 @@ class History:
         """One key, one purchase, and nobody who was accepted is forgotten."""
         rows = [row["idempotency_key"] for row in now.purchases.values()]
         assert len(rows) == len(set(rows)), "a key has two purchases"
+        owned = {(row["client_id"], row["idempotency_key"]): name for name, row in now.purchases.items()}
+        assert now.keys == owned, "a purchase and its key do not know each other"
         owners = {row["idempotency_key"]: name for name, row in now.purchases.items()}
         for asked in self.world.asked:
             if asked.purchase is not None:

@@ -33,7 +33,8 @@ from tests.faults.stage import Doing, Stage
 from workers.reconcile import Reconciled
 
 _EMPTY = """
-DELETE FROM fairlane.charge_attempts; DELETE FROM fairlane.purchases; DELETE FROM fairlane.items;
+DELETE FROM fairlane.charge_attempts; DELETE FROM fairlane.purchases; DELETE FROM fairlane.purchase_keys;
+DELETE FROM fairlane.items;
 UPDATE fairlane.lanes SET decided_through = 0 WHERE decided_through > 0;
 """
 

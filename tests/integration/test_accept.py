@@ -22,9 +22,14 @@ from shared.states import Status
 from tests.integration.shopfloor import BOUND, Shop, accepted, until
 
 INSERT_UNCOMMITTED = """
-INSERT INTO fairlane.purchases
-    (id, seq, client_id, idempotency_key, fingerprint, item, lane, quantity, customer, payment_token, amount, currency)
-VALUES (gen_random_uuid(), 0, 'shop', %s, '', 'sku-1', 0, 1, 'c', 't', 1, 'EUR')
+WITH purchase AS (
+    INSERT INTO fairlane.purchases
+        (id, seq, client_id, idempotency_key, item, lane, quantity, customer, payment_token, amount, currency)
+    VALUES (gen_random_uuid(), 0, 'shop', %s, 'sku-1', 0, 1, 'c', 't', 1, 'EUR')
+    RETURNING client_id, idempotency_key, id
+)
+INSERT INTO fairlane.purchase_keys (client_id, idempotency_key, purchase_id, fingerprint)
+SELECT client_id, idempotency_key, id, '' FROM purchase
 """
 
 

@@ -75,7 +75,6 @@ class Books:
             "seq": self.seq,
             "client_id": "shop",
             "idempotency_key": f"key-{self.seq}",
-            "fingerprint": b"f",
             "item": sku,
             "lane": lane_of(sku, 16),
             "quantity": quantity,

@@ -320,9 +320,9 @@ class TestReview:
             (lane_of("cup", 16),),
         )
         (purchase,) = database.execute(
-            "INSERT INTO fairlane.purchases (id, seq, client_id, idempotency_key, fingerprint, item, lane, quantity,"
+            "INSERT INTO fairlane.purchases (id, seq, client_id, idempotency_key, item, lane, quantity,"
             " customer, payment_token, amount, currency, status, reason)"
-            " VALUES (gen_random_uuid(), nextval('fairlane.purchase_seq'), 'shop', 'k', '', 'cup', %s, 1, 'c-1', 'tok',"
+            " VALUES (gen_random_uuid(), nextval('fairlane.purchase_seq'), 'shop', 'k', 'cup', %s, 1, 'c-1', 'tok',"
             " 100, 'EUR', 'needs_review', 'undecidable') RETURNING replace(id::text, '-', '')",
             (lane_of("cup", 16),),
         ).fetchone() or ("",)

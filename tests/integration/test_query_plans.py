@@ -19,9 +19,9 @@ INSERT INTO fairlane.items (sku, lane, name, price, currency, stock, available, 
 SELECT 'sku-' || n, n % 16, 'n', 500, 'EUR', 100000, 0, 50000, 900 FROM generate_series(0, 39) n;
 
 INSERT INTO fairlane.purchases
-    (id, seq, client_id, idempotency_key, fingerprint, item, lane, quantity, customer, payment_token, amount, currency,
+    (id, seq, client_id, idempotency_key, item, lane, quantity, customer, payment_token, amount, currency,
      status, attempt, fence, charge_id, due_at, expires_at, decided_at, finished_at)
-SELECT gen_random_uuid(), n, 'shop', md5(n::text), '\\x00', 'sku-' || item, item % 16, 1, 'c-' || n,
+SELECT gen_random_uuid(), n, 'shop', md5(n::text), 'sku-' || item, item % 16, 1, 'c-' || n,
        CASE WHEN NOT final THEN 'tok' END, 500, 'EUR', status, CASE WHEN status = 'confirmed' THEN 1 ELSE 0 END,
        CASE WHEN status = 'confirmed' THEN n END, CASE WHEN status = 'confirmed' THEN 'ch' END,
        CASE WHEN status = 'reserved' THEN now() - interval '1 s' END,
@@ -36,18 +36,21 @@ FROM (
     ) AS statuses
 ) AS rows;
 
+INSERT INTO fairlane.purchase_keys (client_id, idempotency_key, purchase_id, fingerprint)
+SELECT client_id, idempotency_key, id, '' FROM fairlane.purchases;
+
 INSERT INTO fairlane.charge_attempts (purchase_id, attempt, fence, worker, claimed_at, call_deadline)
 SELECT id, attempt, fence, 'w', now(), now() FROM fairlane.purchases WHERE fence IS NOT NULL;
 
-ANALYZE fairlane.items, fairlane.purchases, fairlane.charge_attempts, fairlane.lanes;
+ANALYZE fairlane.items, fairlane.purchases, fairlane.purchase_keys, fairlane.charge_attempts, fairlane.lanes;
 """
 
 #: Everybody comes at once: thousands more in each open state.
 RUSH = """
 INSERT INTO fairlane.purchases
-    (id, seq, client_id, idempotency_key, fingerprint, item, lane, quantity, customer, payment_token, amount, currency,
+    (id, seq, client_id, idempotency_key, item, lane, quantity, customer, payment_token, amount, currency,
      status, attempt, fence, due_at, expires_at, decided_at, call_deadline, ask_at, doubt_since)
-SELECT gen_random_uuid(), 100000 + n, 'shop', 'rush-' || n, '\\x00', 'sku-3', 3, 1, 'c-' || n, 'tok', 500, 'EUR',
+SELECT gen_random_uuid(), 100000 + n, 'shop', 'rush-' || n, 'sku-3', 3, 1, 'c-' || n, 'tok', 500, 'EUR',
        status, attempt, nullif(attempt, 0), CASE WHEN status = 'reserved' THEN now() - interval '1 s' END,
        CASE WHEN status = 'reserved' THEN now() + CASE n % 8 WHEN 1 THEN interval '-1 s' ELSE interval '900 s' END END,
        CASE WHEN status <> 'queued' THEN now() END, CASE WHEN attempt > 0 THEN now() - interval '1 s' END,
@@ -83,6 +86,7 @@ QUESTIONS: dict[str, tuple[TextClause, Mapping[str, Any], str | tuple[str, ...]]
     "a claim": (charge.CLAIM, {"slots": 64, "worker": "w", "overdue_after": 20.0}, RESERVED),
     "lanes to call after holds ended": (charge.LANES_WITH_WAITLISTS, {"skus": ["sku-3"]}, "purchases_waitlisted"),
     "purchases by key": (accept.BY_KEY, {"keys": WANTED_KEYS}, "one_key_one_purchase"),
+    "the purchases of keys": (accept.BY_KEY, {"keys": WANTED_KEYS}, "purchases_pkey"),
     "the lanes that were forgotten": (sweep.LANES, {}, "purchases_queued"),
     "all waitlists that move": (sweep.LANES_WITH_MOVING_WAITLISTS, {}, "purchases_waitlisted"),
     "what there is to do": (sweep.DUE, {}, RESERVED),
@@ -169,7 +173,7 @@ async def test_a_change_reads_no_more_than_it_changes_when_the_statistics_are_fr
 ) -> None:
     """Nobody was waiting then, so the planner believes that reading everybody who waits is as good as any way."""
     shop.sql("ANALYZE fairlane.purchases")
-    shop.sql(FILL.partition("INSERT INTO fairlane.charge_attempts")[0])
+    shop.sql(FILL.partition("INSERT INTO fairlane.purchase_keys")[0])
     shop.sql(RUSH)
     ids = {
         row["status"]: row["ids"]
@@ -211,9 +215,9 @@ async def test_waiting_units_are_counted_by_the_index_and_no_further_than_needed
     await shop.item("other", stock=100)
     shop.sql("""
         INSERT INTO fairlane.purchases
-            (id, seq, client_id, idempotency_key, fingerprint, item, lane, quantity, customer, payment_token, amount,
+            (id, seq, client_id, idempotency_key, item, lane, quantity, customer, payment_token, amount,
              currency)
-        SELECT gen_random_uuid(), n, 'shop', n::text, '', 'hot', 3, 1, 'c', 'tok', 500, 'EUR'
+        SELECT gen_random_uuid(), n, 'shop', n::text, 'hot', 3, 1, 'c', 'tok', 500, 'EUR'
         FROM generate_series(1, 20000) n
     """)
     shop.sql("ANALYZE fairlane.purchases, fairlane.items")
@@ -227,7 +231,7 @@ async def test_waiting_units_are_counted_by_the_index_and_no_further_than_needed
 
 
 async def test_every_index_is_used_by_a_question_or_keeps_a_promise(shop: Shop) -> None:
-    rows = shop.sql("SELECT indexname FROM pg_indexes WHERE schemaname = 'fairlane' AND tablename = 'purchases'")
+    rows = shop.sql("SELECT indexname FROM pg_indexes WHERE tablename IN ('purchases', 'purchase_keys')")
 
     asked = {index for _, _, meant in QUESTIONS.values() for index in names(meant)}
     assert {row["indexname"] for row in rows} == asked | {"purchases_pkey", "purchases_seq_key"}

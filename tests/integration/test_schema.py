@@ -38,7 +38,6 @@ WAITING = {
     "seq": 1,
     "client_id": "shop",
     "idempotency_key": "k",
-    "fingerprint": b"f",
     "item": "sku-1",
     "lane": 3,
     "quantity": 1,
@@ -48,6 +47,7 @@ WAITING = {
     "currency": "EUR",
     "status": "queued",
 }
+KEY = {"client_id": "shop", "idempotency_key": "k", "purchase_id": ID, "fingerprint": b"f"}
 HELD = {**WAITING, "status": "reserved", "decided_at": NOW, "due_at": NOW, "expires_at": NOW}
 CALLED = {**HELD, "status": "charging", "due_at": None, "attempt": 1, "fence": 7, "call_deadline": NOW}
 ENDED = {"payment_token": None, "finished_at": NOW}
@@ -147,7 +147,7 @@ def violations() -> list[tuple[str, dict[str, Any], str]]:
 TWINS: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("purchases", WAITING, WAITING | {"seq": 2, "idempotency_key": "k2"}, "purchases_pkey"),
     ("purchases", WAITING, WAITING | {"id": UUID(int=2), "idempotency_key": "k2"}, "purchases_seq_key"),
-    ("purchases", WAITING, WAITING | {"id": UUID(int=2), "seq": 2}, "one_key_one_purchase"),
+    ("purchase_keys", KEY, KEY | {"purchase_id": UUID(int=2)}, "one_key_one_purchase"),
     ("charge_attempts", ATTEMPT, ATTEMPT | {"fence": 8}, "charge_attempts_pkey"),
     ("charge_attempts", ATTEMPT, ATTEMPT | {"attempt": 2}, "charge_attempts_fence_key"),
 ]
@@ -177,7 +177,7 @@ async def test_every_twin_is_refused(shop: Shop, subtests: pytest.Subtests) -> N
     await shop.item()
     for table, first, second, constraint in TWINS:
         with subtests.test(constraint):
-            shop.sql("TRUNCATE fairlane.charge_attempts, fairlane.purchases")
+            shop.sql("TRUNCATE fairlane.charge_attempts, fairlane.purchases, fairlane.purchase_keys")
             if table == "charge_attempts":
                 insert(shop, "purchases", WAITING)
             insert(shop, table, first)

@@ -30,7 +30,9 @@ _DECIDED, _DECIDED_QUICK = 10_000, 2_000
 #: Statuses written at once.
 _WRITTEN = 1_000
 _SKU, _LONG = "backlog", "backlog-long"
-_TABLE_BYTES = "SELECT pg_total_relation_size('fairlane.purchases')"
+_TABLE_BYTES = """
+SELECT pg_total_relation_size('fairlane.purchases') + pg_total_relation_size('fairlane.purchase_keys')
+"""
 _QUEUED = text(f"SELECT {COLUMNS} FROM fairlane.purchases p WHERE p.status = 'queued' LIMIT 1")  # noqa: S608
 
 
