@@ -27,12 +27,16 @@ _WAITING = (
 
 READ_QUEUED = text(f"""
 SELECT {_WAITING} FROM fairlane.purchases p
-WHERE p.lane = :lane AND p.status = 'queued'
-ORDER BY p.seq LIMIT :batch
+WHERE p.lane BETWEEN :lane AND :lane AND p.status = 'queued'
+ORDER BY p.lane, p.seq LIMIT :batch
 FOR NO KEY UPDATE
 """)
 """Promise: first come, first served. The head of the line in order; no cursor and no SKIP LOCKED, so nothing is passed
-over."""
+over.
+
+The lane is a range of one, and ordered by, so that the line's own index alone has this order. With an equality the
+planner may as well go by the index of all `seq`: when its statistics are from the height of a rush it believes that
+nearly everybody waits, and each batch then passes over all who were ever settled."""
 
 WAITLISTS_THAT_MOVE = text("""
 WITH RECURSIVE heads AS (
@@ -55,7 +59,8 @@ SELECT {_WAITING} FROM fairlane.purchases p
 WHERE p.status = 'waitlisted' AND p.id IN (
     SELECT head.id FROM unnest(CAST(:items AS text[])) AS moving(item) CROSS JOIN LATERAL (
         SELECT w.id, w.seq FROM fairlane.purchases w
-        WHERE w.lane = :lane AND w.item = moving.item AND w.status = 'waitlisted' ORDER BY w.seq LIMIT :batch
+        WHERE w.lane = :lane AND w.item BETWEEN moving.item AND moving.item AND w.status = 'waitlisted'
+        ORDER BY w.item, w.seq LIMIT :batch
     ) head
     ORDER BY head.seq LIMIT :batch
 )
@@ -64,7 +69,7 @@ FOR NO KEY UPDATE OF p
 """)
 """The heads of these waitlists, in order; only a batch of each is read, however long it is. Locked before the queued
 rows: waitlisted and queued rows are two disjoint lines, always locked in this order and each by `seq`, and whoever else
-locks either locks one row."""
+locks either locks one row. The item is a range of one, as the lane is in READ_QUEUED."""
 
 LOCK_ITEMS = text("""
 SELECT i.*, clock_timestamp() AS now
@@ -79,7 +84,8 @@ LAST_WAITLISTED = text("""
 SELECT s.sku, last.seq
 FROM unnest(CAST(:skus AS text[])) AS s(sku) CROSS JOIN LATERAL (
     SELECT seq FROM fairlane.purchases p
-    WHERE p.lane = :lane AND p.item = s.sku AND p.status = 'waitlisted' ORDER BY seq DESC LIMIT 1
+    WHERE p.lane = :lane AND p.item BETWEEN s.sku AND s.sku AND p.status = 'waitlisted'
+    ORDER BY p.item DESC, p.seq DESC LIMIT 1
 ) last
 """)
 """Where each item's waitlist ends: a newcomer does not pass a waitlist that is not wholly part of the batch."""

@@ -13,11 +13,13 @@ TRY_TO_BE_THE_ONE = text("SELECT pg_try_advisory_xact_lock(:lock)")
 LANES = text("""
 SELECT l.lane, l.decided_through, head.seq AS head
 FROM fairlane.lanes l LEFT JOIN LATERAL (
-    SELECT p.seq FROM fairlane.purchases p WHERE p.lane = l.lane AND p.status = 'queued' ORDER BY p.seq LIMIT 1
+    SELECT p.seq FROM fairlane.purchases p
+    WHERE p.lane BETWEEN l.lane AND l.lane AND p.status = 'queued' ORDER BY p.lane, p.seq LIMIT 1
 ) head ON true
 ORDER BY l.lane
 """)
-"""Every lane with its watermark, and who is first in its queue (NULL: nobody)."""
+"""Every lane with its watermark, and who is first in its queue (NULL: nobody). The lane is a range of one, as in
+decide.READ_QUEUED."""
 
 FREE_LANES = text("""
 SELECT lane FROM fairlane.lanes WHERE lane = ANY(CAST(:lanes AS smallint[])) FOR SHARE SKIP LOCKED

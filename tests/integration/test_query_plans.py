@@ -209,6 +209,61 @@ async def test_a_change_reads_no_more_than_it_changes_when_the_statistics_are_fr
             assert max(rows for _, rows in read) <= 1.1 * FEW, read
 
 
+#: Statements that read the first of a line, and how many they may look at.
+HEADS: dict[str, tuple[TextClause, Mapping[str, Any], int]] = {
+    "the head of a lane": (decide.READ_QUEUED, {"lane": 3, "batch": FEW}, FEW),
+    "the heads of waitlists": (decide.READ_WAITLISTED, {"lane": 3, "items": ["sku-3"], "batch": FEW}, FEW),
+    "the ends of waitlists": (decide.LAST_WAITLISTED, {"lane": 3, "skus": ["sku-3", "sku-19"]}, 2),
+    "the waitlists that move": (decide.WAITLISTS_THAT_MOVE, {"lane": 3}, 2),
+    "the lanes that were forgotten": (sweep.LANES, {}, 16),
+    "all waitlists that move": (sweep.LANES_WITH_MOVING_WAITLISTS, {}, 2),
+    "a claim": (charge.CLAIM, {"slots": FEW, "worker": "w", "overdue_after": 20.0}, FEW),
+    "what there is to do": (sweep.DUE, {}, 5),
+}
+#: Nearly everybody waits, for two items; then the first three quarters are settled, and nobody tells the planner.
+HEIGHT = """
+INSERT INTO fairlane.purchases
+    (id, seq, client_id, idempotency_key, item, lane, quantity, customer, payment_token, amount, currency, status,
+     due_at, expires_at, decided_at)
+SELECT gen_random_uuid(), 100000 + n, 'shop', 'height-' || n, CASE n % 2 WHEN 0 THEN 'sku-3' ELSE 'sku-19' END, 3, 1,
+       'c-' || n, 'tok', 500, 'EUR', status, CASE WHEN held THEN now() - interval '1 s' END,
+       CASE WHEN held THEN now() + interval '900 s' END, CASE WHEN held THEN now() END
+FROM (SELECT n, status, status = 'reserved' AS held
+      FROM (SELECT n, (ARRAY['queued', 'waitlisted', 'reserved'])[1 + n % 3] AS status
+            FROM generate_series(1, 60000) n) AS statuses) AS rows;
+ANALYZE fairlane.purchases;
+UPDATE fairlane.purchases SET status = 'sold_out', payment_token = NULL, decided_at = now(), finished_at = now()
+WHERE seq BETWEEN 100001 AND 145000
+"""
+
+
+@pytest.mark.parametrize("plan_cache_mode", ["force_custom_plan", "force_generic_plan"])
+async def test_the_head_of_a_line_is_read_past_nobody_when_the_statistics_are_from_the_height_of_a_rush(
+    shop: Shop, subtests: pytest.Subtests, plan_cache_mode: str
+) -> None:
+    """Nearly everybody waited then, so the planner believes that any index in the order of `seq` leads to them."""
+    shop.sql(FILL.partition("INSERT INTO fairlane.purchases")[0])
+    shop.sql(HEIGHT)
+    for name, (statement, values, most) in HEADS.items():
+        with subtests.test(name):
+            async with transaction(shop.engine, shop.settings) as connection:
+                await connection.execute(text(f"SET LOCAL plan_cache_mode = {plan_cache_mode}"))
+                explained = await connection.execute(text(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement.text}"), values)
+                plan = explained.scalar_one()[0]["Plan"]
+                await connection.rollback()
+            read = [
+                (
+                    node.get("Index Name"),
+                    (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"],
+                )
+                for node in nodes(plan)
+                if node.get("Relation Name") == "purchases" and "Scan" in node["Node Type"]
+            ]
+            assert read
+            # A sort by a second column reads on until the first one changes.
+            assert max(rows for _, rows in read) <= 1.1 * most, read
+
+
 async def test_waiting_units_are_counted_by_the_index_and_no_further_than_needed(shop: Shop) -> None:
     """Also beside one hot item of which everything waits: the planner then takes every item for a common one."""
     await shop.item("hot", stock=100)
