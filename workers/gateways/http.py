@@ -24,7 +24,7 @@ from workers.gateways.outcomes import (
 from workers.gateways.replies import judge_body, judge_status, read_found
 
 #: A reply is a few hundred bytes. 64 KiB leaves room for a long list of charges, and a provider gone mad
-#: cannot fill the worker's memory: at 256 slots it is 16 MB.
+#: cannot fill the worker's memory: at 512 slots it is 32 MB.
 MAX_REPLY: Final = 64 * 1024
 
 #: Seconds an idle connection is kept. A connection the provider closes just as we use it leaves a charge in
