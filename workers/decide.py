@@ -59,16 +59,31 @@ _SMALLER = 23
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one transaction settled, as it stands in Postgres after its commit."""
+    """What one transaction settled, as it stands in Postgres after its commit.
+
+    `whole` says that it read all there was to decide, and not only as many as fit.
+    """
 
     records: Sequence[PurchaseRecord] = ()
     doors: Sequence[Door] = ()
     decided_through: int | None = None
+    whole: bool = True
 
     @property
     def reserved(self) -> int:
         """How many purchases got stock."""
         return sum(record.status is Status.RESERVED for record in self.records)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """The head of a lane's line: the rows to decide, the items that have a waitlist, and whether these rows are the
+    `whole` of what there is to decide.
+    """
+
+    rows: Sequence[RowMapping]
+    waited_for: frozenset[str]
+    whole: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +155,9 @@ class Decider:
                 decided += len(batch.records)
                 reserved += batch.reserved
                 self._tell(lane, batch)
+                if batch.whole:
+                    # Whoever was committed since it was read found the mark deleted, and called.
+                    break
                 left = stopping() or time.monotonic() - began >= self._settings.decide_slice
                 if left:
                     break
@@ -176,13 +194,13 @@ class Decider:
             with self._engine.begin() as connection:
                 connection.execute(LIMITS, self._limits)
                 lock = sql.LOCK_LANE if wait else sql.LOCK_LANE_NOWAIT
-                connection.execute(lock, {"lane": lane, "statement_timeout": self._after_lock})
+                through = connection.execute(lock, {"lane": lane, "statement_timeout": self._after_lock}).scalar_one()
                 ours = True
                 crash_point("decide.after_lock")
                 if wait:
                     self._forget_call(lane)
                     crash_point("decide.after_forget")
-                batch = self._decide_batch(connection, lane, size or self._settings.decide_batch, set_aside)
+                batch = self._decide_batch(connection, lane, through, size or self._settings.decide_batch, set_aside)
                 crash_point("decide.before_commit")
             crash_point("decide.after_commit")
             return batch
@@ -193,14 +211,17 @@ class Decider:
                 raise LaneTakenError(ours=ours) from error
             raise
 
-    def _decide_batch(self, connection: Connection, lane: int, size: int, set_aside: bool) -> Batch:
-        rows = self._read_line(connection, lane, size)
-        if not rows:
+    def _decide_batch(self, connection: Connection, lane: int, through: int, size: int, set_aside: bool) -> Batch:
+        line = self._read_line(connection, lane, size)
+        if not line.rows:
             return Batch()
-        purchases = [_waiting(row) for row in rows]
+        purchases = [_waiting(row) for row in line.rows]
         skus = sorted({purchase.item for purchase in purchases})
         item_rows = _fetch(connection, sql.LOCK_ITEMS, skus=skus)
-        ends = {row["sku"]: row["seq"] for row in _fetch(connection, sql.LAST_WAITLISTED, lane=lane, skus=skus)}
+        # Only this lane's turn adds to a waitlist.
+        waited_for = [sku for sku in skus if sku in line.waited_for]
+        last = _fetch(connection, sql.LAST_WAITLISTED, lane=lane, skus=waited_for) if waited_for else []
+        ends = {row["sku"]: row["seq"] for row in last}
         stocks = {row["sku"]: _stock(row, ends.get(row["sku"])) for row in item_rows}
         if set_aside:
             verdicts = [Verdict(purchase, Status.NEEDS_REVIEW, Reason.UNDECIDABLE) for purchase in purchases]
@@ -210,11 +231,7 @@ class Decider:
             if verdict.error is not None:
                 log.error("purchase_set_aside", purchase=verdict.purchase.id, lane=lane, exc_info=verdict.error)
 
-        through = connection.execute(
-            sql.ADVANCE_WATERMARK, {"lane": lane, "seq": max(p.seq for p in purchases)}
-        ).scalar_one()
-        if not verdicts:
-            return Batch(decided_through=through)
+        through = max(through, *(purchase.seq for purchase in purchases))
         written = _fetch(
             connection,
             sql.WRITE_VERDICTS,
@@ -224,16 +241,23 @@ class Decider:
             reasons=_array(v.reason for v in verdicts),
             holds=_array(v.hold_seconds for v in verdicts),
             now=item_rows[0]["now"],
+            lane=lane,
+            decided_through=through,
         )
-        return Batch([PurchaseRecord.from_row(row) for row in written], self._take_stock(connection, verdicts), through)
+        records = [PurchaseRecord.from_row(row) for row in written]
+        return Batch(records, self._take_stock(connection, verdicts), through, line.whole)
 
-    def _read_line(self, connection: Connection, lane: int, batch: int) -> Sequence[RowMapping]:
+    def _read_line(self, connection: Connection, lane: int, batch: int) -> Line:
         """The rows to decide: waitlists that can move now, then the queue; each in order, locked."""
-        moving = [row["item"] for row in _fetch(connection, sql.WAITLISTS_THAT_MOVE, lane=lane)]
+        waitlists = _fetch(connection, sql.WAITLISTS, lane=lane)
+        waited_for = frozenset(row["item"] for row in waitlists)
+        moving = [row["item"] for row in waitlists if row["moves"]]
         waitlisted = _fetch(connection, sql.READ_WAITLISTED, lane=lane, items=moving, batch=batch) if moving else []
         if batch == 1 and waitlisted:
-            return waitlisted  # One means one: whatever is wrong is wrong with it.
-        return [*waitlisted, *_fetch(connection, sql.READ_QUEUED, lane=lane, batch=batch)]
+            # One means one: whatever is wrong is wrong with it.
+            return Line(waitlisted, waited_for, whole=False)
+        queued = _fetch(connection, sql.READ_QUEUED, lane=lane, batch=batch)
+        return Line([*waitlisted, *queued], waited_for, whole=max(len(waitlisted), len(queued)) < batch)
 
     def _holdings(
         self, connection: Connection, purchases: Sequence[Waiting], stocks: dict[str, Stock]

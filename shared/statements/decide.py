@@ -8,7 +8,7 @@ from shared import doors
 from shared.purchases import COLUMNS
 
 LOCK_LANE = text("""
-SELECT lane, set_config('statement_timeout', :statement_timeout, true) FROM fairlane.lanes
+SELECT decided_through, set_config('statement_timeout', :statement_timeout, true) FROM fairlane.lanes
 WHERE lane = :lane FOR NO KEY UPDATE
 """)
 """Promise: one decision per lane at a time. A statement of its own: the next one's snapshot sees all that was committed
@@ -38,7 +38,7 @@ The lane is a range of one, and ordered by, so that the line's own index alone h
 planner may as well go by the index of all `seq`: when its statistics are from the height of a rush it believes that
 nearly everybody waits, and each batch then passes over all who were ever settled."""
 
-WAITLISTS_THAT_MOVE = text("""
+WAITLISTS = text("""
 WITH RECURSIVE heads AS (
     (SELECT item, seq, quantity FROM fairlane.purchases
      WHERE lane = :lane AND status = 'waitlisted' ORDER BY item, seq LIMIT 1)
@@ -48,11 +48,12 @@ WITH RECURSIVE heads AS (
         WHERE lane = :lane AND status = 'waitlisted' AND item > h.item ORDER BY item, seq LIMIT 1
     ) next
 )
-SELECT h.item FROM heads h JOIN fairlane.items i ON i.sku = h.item
-WHERE h.quantity <= i.available OR h.quantity > i.available + i.unpaid OR NOT i.waitlist
+SELECT h.item, h.quantity <= i.available OR h.quantity > i.available + i.unpaid OR NOT i.waitlist AS moves
+FROM heads h JOIN fairlane.items i ON i.sku = h.item
 """)
-"""The items of a lane whose waitlist can be settled now: its head can be served, or never will be. One index probe
-per item with a waitlist, however long that is. A waitlist that cannot move is not read, so it hides no other."""
+"""The items of a lane that have a waitlist, and whether it can be settled now: its head can be served, or never will
+be. One index probe per item with a waitlist, however long that is. A waitlist that cannot move is not read, so it hides
+no other."""
 
 READ_WAITLISTED = text(f"""
 SELECT {_WAITING} FROM fairlane.purchases p
@@ -101,6 +102,9 @@ GROUP BY p.item, p.client_id, p.customer
 """What these customers hold of these items already. Exact: only their own lane gives them more."""
 
 WRITE_VERDICTS = text(f"""
+WITH advanced AS (
+    UPDATE fairlane.lanes SET decided_through = :decided_through WHERE lane = :lane
+)
 UPDATE fairlane.purchases p
 SET status = v.status,
     reason = v.reason,
@@ -116,9 +120,9 @@ FROM unnest(CAST(:ids AS uuid[]), CAST(:statuses AS text[]), CAST(:reasons AS te
 WHERE p.id = v.id AND p.status = v.was
 RETURNING {COLUMNS}
 """)
-"""The verdicts of a batch. Guarded by the state that each purchase was read in; the token goes with the last state that
-needs it. A guard by the states as such would let the planner read all that wait, by the index that has just these: it
-does so when its statistics are from before they came."""
+"""The verdicts of a batch, and how far its lane was decided. Guarded by the state that each purchase was read in; the
+token goes with the last state that needs it. A guard by the states as such would let the planner read all that wait, by
+the index that has just these: it does so when its statistics are from before they came."""
 
 TAKE_STOCK = text(f"""
 UPDATE fairlane.items i
@@ -128,8 +132,3 @@ WHERE i.sku = t.sku
 RETURNING {doors.COLUMNS}
 """)
 """Moves stock from available to held, by exactly what the batch reserved. The CHECK refuses wrong arithmetic."""
-
-ADVANCE_WATERMARK = text("""
-UPDATE fairlane.lanes SET decided_through = greatest(decided_through, :seq) WHERE lane = :lane
-RETURNING decided_through
-""")

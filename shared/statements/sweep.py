@@ -40,7 +40,7 @@ WITH RECURSIVE heads AS (
 SELECT DISTINCT h.lane FROM heads h JOIN fairlane.items i ON i.sku = h.item
 WHERE h.quantity <= i.available OR h.quantity > i.available + i.unpaid OR NOT i.waitlist
 """)
-"""The lanes where a waitlist can be settled now, as in `decide.WAITLISTS_THAT_MOVE`, for all lanes at once."""
+"""The lanes where a waitlist can be settled now, as in `decide.WAITLISTS`, for all lanes at once."""
 
 DUE = text("""
 SELECT EXISTS (SELECT FROM fairlane.purchases WHERE status = 'charging' AND call_deadline < now()) AS claims_overdue,

@@ -70,7 +70,7 @@ RESERVED = "purchases_due", "purchases_expiring"
 
 QUESTIONS: dict[str, tuple[TextClause, Mapping[str, Any], str | tuple[str, ...]]] = {
     "the head of a lane": (decide.READ_QUEUED, {"lane": 3, "batch": 500}, "purchases_queued"),
-    "the waitlists that move": (decide.WAITLISTS_THAT_MOVE, {"lane": 3}, "purchases_waitlisted"),
+    "the waitlists of a lane": (decide.WAITLISTS, {"lane": 3}, "purchases_waitlisted"),
     "the heads of waitlists": (
         decide.READ_WAITLISTED,
         {"lane": 3, "items": ["sku-3"], "batch": 500},
@@ -154,6 +154,8 @@ CHANGES: dict[str, tuple[TextClause, Mapping[str, Any]]] = {
             "reasons": [None] * FEW,
             "holds": [None] * FEW,
             "now": "2026-01-01T00:00Z",
+            "lane": 3,
+            "decided_through": 100000,
         },
     ),
     "a claim": (charge.CLAIM, {"slots": FEW, "worker": "w", "overdue_after": 20.0}),
@@ -214,7 +216,7 @@ HEADS: dict[str, tuple[TextClause, Mapping[str, Any], int]] = {
     "the head of a lane": (decide.READ_QUEUED, {"lane": 3, "batch": FEW}, FEW),
     "the heads of waitlists": (decide.READ_WAITLISTED, {"lane": 3, "items": ["sku-3"], "batch": FEW}, FEW),
     "the ends of waitlists": (decide.LAST_WAITLISTED, {"lane": 3, "skus": ["sku-3", "sku-19"]}, 2),
-    "the waitlists that move": (decide.WAITLISTS_THAT_MOVE, {"lane": 3}, 2),
+    "the waitlists of a lane": (decide.WAITLISTS, {"lane": 3}, 2),
     "the lanes that were forgotten": (sweep.LANES, {}, 16),
     "all waitlists that move": (sweep.LANES_WITH_MOVING_WAITLISTS, {}, 2),
     "a claim": (charge.CLAIM, {"slots": FEW, "worker": "w", "overdue_after": 20.0}, FEW),
