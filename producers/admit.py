@@ -40,6 +40,11 @@ log = structlog.get_logger()
 #: Requests judged in one call of the script: it runs alone on the server, 500 take it a few milliseconds.
 _BATCH = 500
 
+#: Seconds between two such calls. Requests that are judged together are committed together, told of together, and
+#: decided in one visit to their lane; with a few hundred a second this halves what each of them costs. A request that
+#: comes alone waits for nothing.
+_KNOCKS_EVERY = 0.025
+
 #: Times that something missing is loaded for one request: its item, then its count, and each once more, as Redis may be
 #: flushed, or a record expire, just then.
 _LOADS = 4
@@ -118,7 +123,7 @@ class Admission:
         self.policy = policy_field(self.limits)
         self._seen_ms = int(settings.key_seen_ttl * 1000)
         bound = settings.accept_queue
-        self._knocks: Group[_Knock, Ruling] = Group(self._judge, batch=_BATCH, bound=bound)
+        self._knocks: Group[_Knock, Ruling] = Group(self._judge, batch=_BATCH, bound=bound, every=_KNOCKS_EVERY)
         self._missing_items: Group[str, bool] = Group(self._load_items, batch=_BATCH, bound=bound)
         self._missing_counts: Group[str, bool] = Group(self._load_counts, batch=_BATCH, bound=bound)
         self._counting: dict[str, asyncio.Task[bool]] = {}

@@ -1,4 +1,4 @@
-"""Grouping: while one batch is under way, the next one collects. No timer, so an idle system waits for nothing.
+"""Grouping: while one batch is under way, the next one collects. An idle system waits for nothing.
 
 The same small engine carries admission, acceptance, status reads and outcomes: many callers each bring one thing, a
 single function handles them by the batch, and each caller gets its own answer.
@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 
 from shared.errors import QueueFullError
 from shared.logs import nobodys_context
+from shared.rhythm import Rhythm
 
 Thing = TypeVar("Thing")
 Answer = TypeVar("Answer")
@@ -24,6 +25,8 @@ class Group(Generic[Thing, Answer]):
     `handle` returns one answer per thing, in order; an answer that is an exception is raised at its caller. If
     `handle` itself raises, every caller of that batch gets that exception. A caller that is cancelled cancels
     nothing: its thing is handled all the same, since others may already depend on it (a commit under way does).
+
+    `every` is the least number of seconds between the beginnings of two batches, unless one is full.
     """
 
     def __init__(
@@ -32,9 +35,11 @@ class Group(Generic[Thing, Answer]):
         *,
         batch: int,
         bound: int | None = None,
+        every: float = 0.0,
     ) -> None:
         self._handle = handle
         self._batch = batch
+        self._rhythm = Rhythm(every)
         self._bound = bound
         self._waiting: deque[tuple[Thing, asyncio.Future[Answer]]] = deque()
         self._runner: asyncio.Task[None] | None = None
@@ -64,6 +69,8 @@ class Group(Generic[Thing, Answer]):
             # One turn of the loop first: whoever is ready in the same turn joins the batch.
             await asyncio.sleep(0)
             while self._waiting:
+                if len(self._waiting) < self._batch:
+                    await self._rhythm.beat()
                 taken = [self._waiting.popleft() for _ in range(min(self._batch, len(self._waiting)))]
                 await self._run_batch(taken)
         finally:

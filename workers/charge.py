@@ -20,6 +20,10 @@ its claim from calling when the others believe that it will not any more; it is 
 narrow lock keeps two calls for one purchase apart even if Postgres came back without the last intent. The slots keep
 claims from waiting: what is claimed is called at once.
 
+Who looks again. A drain goes on while something is due. When it had all that was due it stays for a moment, and sets
+the mark `called:charges` itself: it is as if it had been called. It deletes the mark before its next claim, as anybody
+who was called does. Should it die in between, the mark expires as that of a lost message does, and the sweep calls.
+
 A gateway whose calls have no short deadline (`Capabilities.long_calls`) has its locks renewed until the outcome is
 recorded. Such a purchase becomes in doubt at its deadline like any other, since that is judged by Postgres alone; but
 nobody asks the provider about it while the lock is held, so it is not taken for "never charged" either.
@@ -41,12 +45,13 @@ from redis.exceptions import RedisError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared import keys, statuses
-from shared.calling import Caller
+from shared.calling import CHARGES_CALL, Caller
 from shared.crash_points import crash_point
 from shared.database import transaction
 from shared.groups import Group
 from shared.narrow_lock import Lock, NarrowLock
 from shared.purchases import PurchaseRecord
+from shared.rhythm import Rhythm
 from shared.routing import CHARGES_QUEUE
 from shared.settings import Settings
 from shared.statements import charge as sql
@@ -64,6 +69,14 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 #: The slots are claimed in parts: with all of them in one claim, all would be claimed, called and recorded at the same
 #: times, and nobody would be called while others are recorded. Parts smaller than the smallest save nothing.
 _PARTS, _SMALLEST_PART = 4, 16
+
+#: Seconds between two claims, unless the last one used all its slots, and between two commits of outcomes: as much as
+#: a payment takes, and enough for some to come together. Who comes alone waits for neither.
+_CLAIMS_EVERY, _OUTCOMES_EVERY = 0.1, 0.05
+
+#: Seconds for which a drain looks again after it had all that was due. In a sale something is due all the time, and a
+#: message for each time would cost more than the claim it leads to.
+_STAY = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +112,17 @@ class Charger:
         self._gateway = gateway
         self._settings = settings
         self._worker = worker
+        self._caller = caller
         self._recorder = Recorder(engine, redis, caller, settings)
         self._locks = NarrowLock(redis, settings.charge_lock_ttl, self._recorder.lock_metrics)
-        self._outcomes: Group[Result, tuple[Recorded, asyncio.Event]] = Group(self._commit, batch=settings.charge_slots)
+        self._outcomes: Group[Result, tuple[Recorded, asyncio.Event]] = Group(
+            self._commit, batch=settings.charge_slots, every=_OUTCOMES_EVERY
+        )
         self._free = settings.charge_slots
         self._most_at_once = max(_SMALLEST_PART, settings.charge_slots // _PARTS)
         self._slot_freed = asyncio.Event()
+        self._rhythm = Rhythm(_CLAIMS_EVERY)
+        self._all_used = False
         self._breaker = Breaker()
 
     async def drain(self, stopping: Callable[[], bool] = lambda: False) -> Charged:
@@ -116,7 +134,7 @@ class Charger:
         counts: Counter[str] = Counter()
         calls: set[asyncio.Task[None]] = set()
         try:
-            while not stopping() and await self._claim_and_call(counts, calls, stopping):
+            while not stopping() and await self._claim_and_call(counts, calls, stopping, began + _STAY):
                 pass
         finally:
             # Also when a claim failed: a call under way is never cancelled, its outcome is wanted.
@@ -126,9 +144,11 @@ class Charger:
         return Charged(**counts, seconds=time.monotonic() - began)
 
     async def _claim_and_call(
-        self, counts: Counter[str], calls: set[asyncio.Task[None]], stopping: Callable[[], bool]
+        self, counts: Counter[str], calls: set[asyncio.Task[None]], stopping: Callable[[], bool], stay_until: float
     ) -> bool:
         """One claim and the start of its calls. Whether to go on: something was due, and locks were to be had."""
+        if not self._all_used:
+            await self._rhythm.beat()
         free = await self._take_free_slots()
         slots = self._breaker.allows(free, time.monotonic())
         self._give_back(free - slots)
@@ -147,18 +167,22 @@ class Charger:
         finally:
             self._give_back(slots - len(claims))
         if not claims:
+            self._all_used = False
             return False
         self._breaker.claimed()
         crash_point("charge.after_claim")
         counts["claimed"] += len(claims)
-        obtained = await self._take_locks(claims)
+        # All slots used: more may be due, also for others, who are to be called.
+        self._all_used = all_used = len(claims) == slots
+        stay = not all_used and time.monotonic() < stay_until
+        obtained = await self._take_locks(claims, stay=stay)
         crash_point("charge.after_lock")
         for claim, ours in zip(claims, obtained, strict=True):
             call = asyncio.create_task(self._charge(claim, start_by, counts, lock_obtained=ours))
             calls.add(call)
             call.add_done_callback(calls.discard)
         # Without Redis, claiming on would only move rows back and forth; the sweep calls again.
-        return any(obtained)
+        return any(obtained) and (all_used or stay)
 
     def _tell_breaker(self, outcome: ChargeOutcome) -> None:
         match outcome:
@@ -213,11 +237,13 @@ class Charger:
             for row in rows
         ]
 
-    async def _take_locks(self, claims: Sequence[Claim]) -> list[bool]:
-        """Per claim, whether its narrow lock was obtained; the statuses of the claims are written on the way."""
+    async def _take_locks(self, claims: Sequence[Claim], *, stay: bool) -> list[bool]:
+        """Per claim, whether its narrow lock was obtained. The statuses of the claims are written on the way, and the
+        mark of the charges if we stay.
+        """
         try:
             obtained, _ = await asyncio.gather(
-                self._locks.acquire([claim.lock for claim in claims]), self._write_statuses(claims)
+                self._locks.acquire([claim.lock for claim in claims]), self._tell_of(claims, stay=stay)
             )
             return obtained
         except RedisError as error:
@@ -227,8 +253,11 @@ class Charger:
             log.error("locks_not_obtained", claims=len(claims), exc_info=error)
         return [False] * len(claims)
 
-    async def _write_statuses(self, claims: Sequence[Claim]) -> None:
+    async def _tell_of(self, claims: Sequence[Claim], *, stay: bool) -> None:
         async with self._redis.pipeline(transaction=False) as pipe:
+            if stay:
+                # We look again in a moment, and nobody need be called until then.
+                self._caller.queue_marks(pipe, [CHARGES_CALL])
             statuses.queue_write(pipe, [claim.record for claim in claims], self._settings)
             await pipe.execute()
 

@@ -293,6 +293,38 @@ async def test_the_mark_of_the_charges_is_deleted_before_the_claim_reads(shop: S
     assert shop.called("charges")
 
 
+async def test_a_charger_that_had_all_that_was_due_looks_again_and_nobody_need_call_it(shop: Shop) -> None:
+    """What becomes due meanwhile is charged by the same drain, while the mark keeps others from calling."""
+    await held(shop)
+    called: list[bool] = []
+
+    async def more(request: ChargeRequest) -> ChargeOutcome:
+        called.append(shop.called("charges"))
+        if len(called) == 1:
+            await shop.hold(shop.order())
+        return Confirmed(f"ch_{request.reference}")
+
+    charged = await shop.charger(ScriptedGateway(more)).drain()
+
+    assert counts(charged) == {"claimed": 2, "confirmed": 2}
+    assert called == [True, True]
+    # It went without work, so the next is called again.
+    assert not shop.called("charges")
+
+
+async def test_a_charger_whose_slots_are_all_used_lets_others_be_called(shop: Shop) -> None:
+    await held(shop, 2)
+    called: list[bool] = []
+
+    async def look(request: ChargeRequest) -> ChargeOutcome:
+        called.append(shop.called("charges"))
+        return Confirmed(f"ch_{request.reference}")
+
+    await shop.charger(ScriptedGateway(look), settings=shop.with_settings(charge_slots=1)).drain()
+
+    assert called == [False, False]
+
+
 async def test_a_charger_that_is_to_stop_claims_nothing_more_and_records_what_it_called(shop: Shop) -> None:
     await held(shop, 3)
     stopping = asyncio.Event()
