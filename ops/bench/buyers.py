@@ -23,7 +23,7 @@ THREADS = 32
 #: Processes they are spread over, as one Python process uses one core.
 PROCESSES = 2
 #: Until all connections are open.
-_OPEN_WITHIN = 0.5
+_OPEN_WITHIN = 0.3
 
 
 @dataclass(frozen=True, slots=True)

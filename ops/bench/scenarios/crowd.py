@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from ops.bench import lines, selling, traffic
-from ops.bench.buyers import PEERS, THREADS, Demand
+from ops.bench.buyers import LOCK, THREADS, UPDATE, Demand
 from ops.bench.contest import Contest
 from ops.bench.samples import FAIRLANE, Contender, Result, Sample, curve_of
 from ops.bench.site import SiteError
@@ -15,6 +15,8 @@ _BUYERS, _BUYERS_QUICK = 2_000, 1_000
 #: One of so many buyers gets one.
 _SHARE = 20
 _CONNECTIONS = 256
+#: What is given up, and the best there is.
+_PEERS = (LOCK, UPDATE)
 
 
 def measure(contest: Contest) -> list[Result]:
@@ -42,7 +44,7 @@ def measure(contest: Contest) -> list[Result]:
         demand = Demand(["hot"], tries=buyers)
         peers = {
             Contender(peer.name): partial(selling.sell, contest, site, peer, demand, paid=False, stock=stock)
-            for peer in contest.chosen(PEERS, quick=())
+            for peer in contest.chosen(_PEERS, quick=())
         }
         samples = contest.run({**peers, FAIRLANE: fairlane})
     title = f"{buyers:,} buyers for {stock}: {THREADS} threads of a peer, {_CONNECTIONS} connections of ours"
