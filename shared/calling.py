@@ -5,6 +5,8 @@ work for a lane sets `called:<queue>` if it is free, and only then publishes. Wh
 before it reads the lane, so work committed after that read is called for again. A message that is lost, or a mark that
 nobody honours, costs at most `CALLED_TTL` and one round of the sweep.
 
+A charge worker that stays to look again sets the mark itself, and publishes nothing (`workers.charge`).
+
 With `FAIRLANE_DELIVERY=purchase` a lane is called once per purchase, task id = purchase id, and nothing is coalesced;
 the same task decides the same batches.
 """

@@ -1,4 +1,4 @@
-"""Grouping: while one batch is under way, the next one collects. An idle system waits for nothing.
+"""Grouping: while one batch is under way, or a pause lasts, the next one collects. An idle system waits for nothing.
 
 The same small engine carries admission, acceptance, status reads and outcomes: many callers each bring one thing, a
 single function handles them by the batch, and each caller gets its own answer.
@@ -26,7 +26,8 @@ class Group(Generic[Thing, Answer]):
     `handle` itself raises, every caller of that batch gets that exception. A caller that is cancelled cancels
     nothing: its thing is handled all the same, since others may already depend on it (a commit under way does).
 
-    `every` is the least number of seconds between the beginnings of two batches, unless one is full.
+    `every` is the least number of seconds between the beginnings of two batches. One that is full already does not
+    wait.
     """
 
     def __init__(

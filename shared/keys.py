@@ -79,7 +79,7 @@ def seen(client: str, idempotency_key: str) -> str:
 
 
 def called(queue: str) -> str:
-    """The mark that somebody was called to a queue; its value is the caller's token."""
+    """The mark that somebody was called to a queue, or that whoever is at it looks again; its value is their token."""
     return f"{PREFIX}called:{queue}"
 
 

@@ -58,7 +58,7 @@ class CachedStatus:
 def queue_write(pipe: Pipeline, records: Sequence[PurchaseRecord], settings: Settings) -> None:
     """Queue the write of these statuses on a pipeline; an older revision never overwrites a newer one.
 
-    Whoever waits for one of them is told, by one message on the channel `keys.CHANGED`.
+    Whoever waits for one of them is told, by messages on the channel `keys.CHANGED`.
     """
     for start in range(0, len(records), _AT_ONCE):
         part = records[start : start + _AT_ONCE]

@@ -20,9 +20,11 @@ its claim from calling when the others believe that it will not any more; it is 
 narrow lock keeps two calls for one purchase apart even if Postgres came back without the last intent. The slots keep
 claims from waiting: what is claimed is called at once.
 
-Who looks again. A drain goes on while something is due. When it had all that was due it stays for a moment, and sets
-the mark `called:charges` itself: it is as if it had been called. It deletes the mark before its next claim, as anybody
-who was called does. Should it die in between, the mark expires as that of a lost message does, and the sweep calls.
+Who looks again. A drain goes on while something is due. In its first second it also stays when it had all that was due,
+until it looks and finds nothing, and sets the mark `called:charges` itself: it is as if it had been called. It deletes
+the mark before its next claim, as anybody who was called does. If it ends without another look, as it was told to stop
+for one, it takes the mark back; should it die in between, the mark expires as that of a lost message does. The sweep
+calls.
 
 A gateway whose calls have no short deadline (`Capabilities.long_calls`) has its locks renewed until the outcome is
 recorded. Such a purchase becomes in doubt at its deadline like any other, since that is judged by Postgres alone; but
@@ -74,8 +76,8 @@ _PARTS, _SMALLEST_PART = 4, 16
 #: a payment takes, and enough for some to come together. Who comes alone waits for neither.
 _CLAIMS_EVERY, _OUTCOMES_EVERY = 0.1, 0.05
 
-#: Seconds for which a drain looks again after it had all that was due. In a sale something is due all the time, and a
-#: message for each time would cost more than the claim it leads to.
+#: Seconds from its beginning for which a drain looks again after it had all that was due. In a sale something is due
+#: all the time, and a message for each time would cost more than the claim it leads to.
 _STAY = 1.0
 
 
@@ -123,6 +125,8 @@ class Charger:
         self._slot_freed = asyncio.Event()
         self._rhythm = Rhythm(_CLAIMS_EVERY)
         self._all_used = False
+        #: Whether the mark of the charges says that we look again.
+        self._marked = False
         self._breaker = Breaker()
 
     async def drain(self, stopping: Callable[[], bool] = lambda: False) -> Charged:
@@ -137,9 +141,13 @@ class Charger:
             while not stopping() and await self._claim_and_call(counts, calls, stopping, began + _STAY):
                 pass
         finally:
-            # Also when a claim failed: a call under way is never cancelled, its outcome is wanted.
-            if calls:
-                await asyncio.wait(calls)
+            try:
+                if self._marked:
+                    await self._take_mark_back(call=stopping())
+            finally:
+                # Also when a claim failed: a call under way is never cancelled, its outcome is wanted.
+                if calls:
+                    await asyncio.wait(calls)
         await self._locks.tell()
         return Charged(**counts, seconds=time.monotonic() - began)
 
@@ -201,6 +209,8 @@ class Charger:
 
     async def _take_free_slots(self) -> int:
         """Slots that are free, one or more, and at most a share of all: what is claimed never waits for a slot."""
+        if self._free == 0 and self._marked:
+            await self._forget_call()  # That may take a while; somebody else may have slots.
         while self._free == 0:
             self._slot_freed.clear()
             await self._slot_freed.wait()
@@ -215,10 +225,19 @@ class Charger:
 
     async def _forget_call(self) -> None:
         # Before the claim reads, as with a lane: work committed after that read is called for again.
+        self._marked = False
         try:
             await self._redis.delete(keys.called(CHARGES_QUEUE))
         except RedisError as error:
             log.warning("call_not_forgotten", queue=CHARGES_QUEUE, error=str(error))
+
+    async def _take_mark_back(self, *, call: bool) -> None:
+        """We said that we would look again, and do not. With `call` somebody else is called in our place: what became
+        due meanwhile called nobody. Otherwise that is for the sweep, as the provider or Redis is in trouble.
+        """
+        await self._forget_call()
+        if call:
+            await asyncio.to_thread(self._caller.call, [CHARGES_CALL])
 
     async def _claim(self, slots: int) -> list[Claim]:
         """Up to `slots` due purchases, their intent committed."""
@@ -258,6 +277,7 @@ class Charger:
             if stay:
                 # We look again in a moment, and nobody need be called until then.
                 self._caller.queue_marks(pipe, [CHARGES_CALL])
+                self._marked = True
             statuses.queue_write(pipe, [claim.record for claim in claims], self._settings)
             await pipe.execute()
 

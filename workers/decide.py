@@ -13,6 +13,9 @@ Why no work is left behind. The mark `called:<queue>` is deleted after the lock 
 Deleting after the read, or not waiting the first time, would each leave a row that nobody comes for. Once is enough: a
 mark that is there in a later batch was set since, and whoever set it has called.
 
+Which is why a visit ends with the first batch that read all there was to decide. Whatever makes a row one that can be
+decided after that read (a purchase, stock that returns, an item that was changed) calls the lane after its commit.
+
 What a failure costs. A process that dies or stalls in the middle loses its transaction and with it the lock, within
 `IDLE_IN_TRANSACTION_TIMEOUT`; nothing was written. The claim check is gone; the sweep calls the lane again. Everything
 in Redis (statuses, door records, the watermark, the call to the charges) is written after the commit and may fail:
@@ -130,7 +133,7 @@ class Decider:
         self._after_lock = usual["statement"]
 
     def drain(self, lane: int, stopping: Callable[[], bool] = lambda: False) -> Drained:
-        """Decide what waits in the lane, batch by batch, until nothing settles or its slice of time is over.
+        """Decide what waits in the lane, batch by batch, until one read all there was or the slice of time is over.
 
         Raises sqlalchemy.exc.DBAPIError when Postgres fails; then nothing of the batch under way was written.
         """
@@ -156,7 +159,7 @@ class Decider:
                 reserved += batch.reserved
                 self._tell(lane, batch)
                 if batch.whole:
-                    # Whoever was committed since it was read found the mark deleted, and called.
+                    # Whoever was committed since it was read found no mark, or that of somebody who has called since.
                     break
                 left = stopping() or time.monotonic() - began >= self._settings.decide_slice
                 if left:

@@ -293,6 +293,13 @@ async def test_the_mark_of_the_charges_is_deleted_before_the_claim_reads(shop: S
     assert shop.called("charges")
 
 
+@pytest.fixture
+def stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is, the first second is not over."""
+    monkeypatch.setattr("workers.charge._STAY", 600.0)
+
+
+@pytest.mark.usefixtures("stays")
 async def test_a_charger_that_had_all_that_was_due_looks_again_and_nobody_need_call_it(shop: Shop) -> None:
     """What becomes due meanwhile is charged by the same drain, while the mark keeps others from calling."""
     await held(shop)
@@ -312,6 +319,45 @@ async def test_a_charger_that_had_all_that_was_due_looks_again_and_nobody_need_c
     assert not shop.called("charges")
 
 
+@pytest.mark.usefixtures("stays")
+async def test_a_charger_that_is_told_to_stop_while_it_stays_calls_another(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What became due meanwhile called nobody, as the mark said that it would look again."""
+    monkeypatch.setattr("workers.charge._CLAIMS_EVERY", 1.0)  # longer than what happens here in between
+    await held(shop)
+    stopping = asyncio.Event()
+
+    async def stop(request: ChargeRequest) -> ChargeOutcome:
+        assert shop.called("charges")
+        await shop.hold(shop.order())
+        assert shop.messages("charges") == []
+        stopping.set()
+        return Confirmed("ch_1")
+
+    await shop.charger(ScriptedGateway(stop)).drain(stopping.is_set)
+
+    assert shop.statuses() == ["confirmed", "reserved"]
+    assert len(shop.messages("charges")) == 1
+
+
+@pytest.mark.usefixtures("stays")
+async def test_a_charger_that_stays_while_the_provider_fails_leaves_no_mark(shop: Shop) -> None:
+    await held(shop, 12)
+    marked: list[bool] = []
+
+    async def fail(request: ChargeRequest) -> ChargeOutcome:
+        marked.append(shop.called("charges"))
+        return InDoubt("timeout")
+
+    await shop.charger(ScriptedGateway(fail)).drain()
+
+    assert set(shop.statuses()) == {"in_doubt"}
+    assert all(marked)
+    assert not shop.called("charges")
+
+
+@pytest.mark.usefixtures("stays")
 async def test_a_charger_whose_slots_are_all_used_lets_others_be_called(shop: Shop) -> None:
     await held(shop, 2)
     called: list[bool] = []
