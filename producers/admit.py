@@ -124,6 +124,8 @@ class Admission:
         self._seen_ms = int(settings.key_seen_ttl * 1000)
         bound = settings.accept_queue
         self._knocks: Group[_Knock, Ruling] = Group(self._judge, batch=_BATCH, bound=bound, every=_KNOCKS_EVERY)
+        #: What was missing is there; they have waited already.
+        self._knocks_again: Group[_Knock, Ruling] = Group(self._judge, batch=_BATCH, bound=bound)
         self._missing_items: Group[str, bool] = Group(self._load_items, batch=_BATCH, bound=bound)
         self._missing_counts: Group[str, bool] = Group(self._load_counts, batch=_BATCH, bound=bound)
         self._counting: dict[str, asyncio.Task[bool]] = {}
@@ -146,7 +148,7 @@ class Admission:
                     return ruling
             if not exists:
                 return Ruling(Verdict.UNKNOWN_ITEM, allowances=ruling.allowances)
-            ruling = await self._knocks.bring(_Knock(request, has_taken=True))
+            ruling = await self._knocks_again.bring(_Knock(request, has_taken=True))
         if ruling.verdict in (Verdict.UNKNOWN_ITEM, Verdict.NOT_COUNTED):
             raise UnavailableError("Redis keeps nothing")
         return ruling
