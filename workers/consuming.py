@@ -17,7 +17,8 @@ _PAUSE = 1
 
 
 #: Seconds between two tellings of what became of tasks. Celery tells of each at once, three times a task, and each time
-#: is a round trip: a third of what a worker's main process did in a sale. A person who watches sees no difference.
+#: is a round trip: a third of what a worker's main process did in a sale. A person who watches sees no difference, and
+#: what waits when a broker is lost is lost with it.
 _EVENTS_EVERY = 0.25
 
 #: What kombu raises now and then when a broker is lost in the middle of a message. Celery ends the worker at an error
@@ -44,11 +45,17 @@ class PromptConsumer(Consumer):
         # Judged by the clock and not by whether a telling is due: those that are due are forgotten with a connection.
         if self.hub and (now := time.monotonic()) >= self._events_told_at:
             self._events_told_at = now + _EVENTS_EVERY
-            self.hub.call_later(_EVENTS_EVERY, self._tell_events)
+            # On the hub's own thread, and waking it: with a pool of threads, events come from those.
+            self.hub.call_soon(self.hub.call_later, _EVENTS_EVERY, self._tell_events)
 
     def _tell_events(self) -> None:
         if self.event_dispatcher:
             self.event_dispatcher.flush()
+
+    def shutdown(self) -> None:
+        """The last task has ended, and with it everything that was due: what waits is told now."""
+        self._tell_events()
+        super().shutdown()
 
     def ensure_connected(self, conn: Connection) -> Connection:
         """Connect, however long it takes."""
