@@ -64,7 +64,10 @@ def _draw_waits(axes: Axes, result: Result) -> None:
         if not points:
             continue
         style: dict[str, Any] = {"color": _OURS, "linewidth": 2.5} if contender.ours else {"linewidth": 1.2}
-        axes.plot(range(101), points, label=contender.name, **style)
+        label = contender.name
+        if contender.ours and result.name == checkout.NAME:
+            label += f" ({checkout.PAUSES:g} s of it are its polls' pauses)"
+        axes.plot(range(101), points, label=label, **style)
     axes.set_yscale("log")
     axes.set_xlabel("percent of buyers")
     axes.set_ylabel("seconds they waited, at most")

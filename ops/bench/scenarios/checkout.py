@@ -18,6 +18,8 @@ _PEERS = (LOCK, PROMPT_LOCK, ROW_LOCK, UPDATE)
 #: many are what 900 checkouts a second need.
 _BUYERS, _SECONDS, _SECONDS_QUICK = 2_000, 6.0, 3.6
 _PAUSE = 1.0
+PAUSES = 2 * _PAUSE
+"""Seconds of each checkout in which a buyer waits to ask, as it is told to."""
 _CONNECTIONS = 128
 
 _CONFIRMED = "SELECT count(*) FROM fairlane.purchases WHERE status = 'confirmed'"
