@@ -74,6 +74,8 @@ def make_celery(settings: Settings) -> Celery:
             "socket_keepalive": True,
             "health_check_interval": 10,
             "queue_order_strategy": "round_robin",
+            # Nobody's call is more urgent. Kombu would keep four lists per queue, and ask for all of them each time.
+            "priority_steps": [0],
             # Whoever calls must not wait for a broker that is away: the sweep calls again.
             "max_retries": 1,
             "interval_start": 0,
