@@ -16,7 +16,7 @@ _TASKS = 40
 _PEERS = (LOCK, PROMPT_LOCK, ROW_LOCK, UPDATE)
 #: Buyers under way at once, for so many seconds. Each asks twice, as often as it is told to (`Retry-After: 1`), so so
 #: many are what 900 checkouts a second need.
-_BUYERS, _SECONDS, _SECONDS_QUICK = 2_000, 6.0, 3.6
+_BUYERS, _SECONDS, _SECONDS_QUICK = 2_000, 9.0, 3.6
 _PAUSE = 1.0
 PAUSES = 2 * _PAUSE
 """Seconds of each checkout in which a buyer waits to ask, as it is told to."""
