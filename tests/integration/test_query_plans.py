@@ -142,6 +142,25 @@ async def test_a_long_waitlist_is_read_by_the_batch_and_never_sorted_whole(shop:
     assert max(read) <= 5
 
 
+async def purchases_read(
+    shop: Shop, plan_cache_mode: str, statement: TextClause, values: Mapping[str, Any]
+) -> list[tuple[str | None, float]]:
+    """By which index the statement looks at how many rows of the purchases, also those that it then passes over."""
+    async with transaction(shop.engine, shop.settings) as connection:
+        await connection.execute(text(f"SET LOCAL plan_cache_mode = {plan_cache_mode}"))
+        explained = await connection.execute(text(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement.text}"), values)
+        plan = explained.scalar_one()[0]["Plan"]
+        await connection.rollback()
+    return [
+        (
+            node.get("Index Name"),
+            (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"],
+        )
+        for node in nodes(plan)
+        if node.get("Relation Name") == "purchases" and "Scan" in node["Node Type"]
+    ]
+
+
 #: Statements that change a few purchases beside tens of thousands in the same state, and how many they are given.
 FEW = 500
 CHANGES: dict[str, tuple[TextClause, Mapping[str, Any]]] = {
@@ -196,16 +215,7 @@ async def test_a_change_reads_no_more_than_it_changes_when_the_statistics_are_fr
                 values["results"] = json.dumps(
                     [{"id": each, "fence": 1, "status": "confirmed", "charge_id": "ch"} for each in ids["confirmed"]]
                 )
-            async with transaction(shop.engine, shop.settings) as connection:
-                await connection.execute(text(f"SET LOCAL plan_cache_mode = {plan_cache_mode}"))
-                explained = await connection.execute(text(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement.text}"), values)
-                plan = explained.scalar_one()[0]["Plan"]
-                await connection.rollback()
-            read = [
-                (node.get("Index Name"), node["Actual Rows"] * node["Actual Loops"])
-                for node in nodes(plan)
-                if node.get("Relation Name") == "purchases" and "Scan" in node["Node Type"]
-            ]
+            read = await purchases_read(shop, plan_cache_mode, statement, values)
             assert read
             # A sort by a second column reads on until the first one changes.
             assert max(rows for _, rows in read) <= 1.1 * FEW, read
@@ -248,19 +258,7 @@ async def test_the_head_of_a_line_is_read_past_nobody_when_the_statistics_are_fr
     shop.sql(HEIGHT)
     for name, (statement, values, most) in HEADS.items():
         with subtests.test(name):
-            async with transaction(shop.engine, shop.settings) as connection:
-                await connection.execute(text(f"SET LOCAL plan_cache_mode = {plan_cache_mode}"))
-                explained = await connection.execute(text(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement.text}"), values)
-                plan = explained.scalar_one()[0]["Plan"]
-                await connection.rollback()
-            read = [
-                (
-                    node.get("Index Name"),
-                    (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"],
-                )
-                for node in nodes(plan)
-                if node.get("Relation Name") == "purchases" and "Scan" in node["Node Type"]
-            ]
+            read = await purchases_read(shop, plan_cache_mode, statement, values)
             assert read
             # A sort by a second column reads on until the first one changes.
             assert max(rows for _, rows in read) <= 1.1 * most, read
