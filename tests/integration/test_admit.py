@@ -124,6 +124,16 @@ async def test_a_group_is_answered_request_by_request(shop: Shop) -> None:
     assert verdicts == [Verdict.OPEN, Verdict.SOLD_OUT, Verdict.SOLD_OUT, Verdict.UNKNOWN_ITEM]
 
 
+async def test_who_comes_alone_for_an_item_that_must_be_loaded_waits_for_no_beat(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It knocks three times: before its door record is there, before its count is, and then."""
+    monkeypatch.setattr("producers.admit._KNOCKS_EVERY", 600.0)
+    await shop.item(stock=5)
+    async with asyncio.timeout(30):
+        assert await knock(admission(shop), "k-1") is Verdict.OPEN
+
+
 async def test_a_missing_door_record_is_loaded_once_for_all_who_wait(shop: Shop) -> None:
     await shop.item(stock=200)
     engine = shop.another_engine()
