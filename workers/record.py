@@ -230,7 +230,8 @@ class Recorder:
             results = await self._claim_again(connection, brought, unpaid)
             rows = [_row(result, self._settings.charge_retry) for result in results]
             told = _encode(rows).decode()
-            written = await _fetch(connection, sql.RECORD, results=told)
+            ids = [row.id for row in rows]
+            written = await _fetch(connection, sql.RECORD, results=told, ids=ids)
             moved = {(row["id"], row["fence"]): PurchaseRecord.from_row(row) for row in written}
             moved_doors = await self._settle_stock(connection, list(moved.values()))
             records = moved | await self._recorded_before(connection, results, rows, moved)
@@ -238,7 +239,8 @@ class Recorder:
                 if (record := records.get((result.purchase, result.fence))) is not None:
                     records[told_as.purchase, told_as.fence] = record
             skus = sorted({record.item for record in records.values() if record.final})
-            lanes = await _fetch(connection, sql.RECORD_ATTEMPTS, results=told, skus=skus)
+            fences = [row.fence for row in rows]
+            lanes = await _fetch(connection, sql.RECORD_ATTEMPTS, results=told, ids=ids, fences=fences, skus=skus)
             crash_point("record.before_commit")
         crash_point("record.after_commit")
         return Written(records, moved_doors, [row["lane"] for row in lanes], passed_over)

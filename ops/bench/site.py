@@ -100,7 +100,10 @@ class Site:
         migrate(self.settings)
         self.redis: Redis = Redis.from_url(self.settings.redis_url)
         self._closing.callback(self.redis.close)
-        self.connection = psycopg.connect(self.libpq_url, autocommit=True)
+        # Whoever watches must cost nothing: by statistics from another moment a look at who is open reads everybody.
+        self.connection = psycopg.connect(
+            self.libpq_url, autocommit=True, options="-c enable_seqscan=off -c enable_bitmapscan=off"
+        )
         self._closing.callback(self.connection.close)
         self._caller = Caller(self.settings, make_celery(self.settings), self.redis)
         if self._lines:

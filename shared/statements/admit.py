@@ -17,7 +17,7 @@ WAITING = text(f"""
 SELECT i.sku, (
     SELECT coalesce(sum(w.quantity), 0) FROM (
         SELECT p.quantity FROM fairlane.purchases p
-        WHERE p.item = i.sku AND p.status IN ('queued', 'waitlisted')
+        WHERE p.item = i.sku AND CASE WHEN p.status IN ('queued', 'waitlisted') THEN true ELSE false END
         ORDER BY p.quantity
         LIMIT greatest({COUNTED}, i.available + i.unpaid) + 1
     ) w

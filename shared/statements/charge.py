@@ -9,7 +9,7 @@ from shared.purchases import COLUMNS
 
 CLAIM = text(f"""
 WITH due AS (
-    SELECT id, seq, status FROM fairlane.purchases
+    SELECT id FROM fairlane.purchases
     WHERE status = 'reserved' AND due_at <= now() AND expires_at > now()
     ORDER BY due_at, seq LIMIT :slots
     FOR NO KEY UPDATE SKIP LOCKED
@@ -17,7 +17,7 @@ WITH due AS (
     UPDATE fairlane.purchases p
     SET status = 'charging', rev = p.rev + 1, attempt = p.attempt + 1, fence = nextval('fairlane.fence_seq'),
         due_at = NULL, call_deadline = clock_timestamp() + make_interval(secs => :overdue_after)
-    FROM due WHERE p.id = due.id AND p.status = due.status
+    WHERE p.id = ANY(ARRAY(SELECT id FROM due)) AND CASE p.status WHEN 'reserved' THEN true ELSE false END
     RETURNING {COLUMNS}, p.id AS purchase_id, p.payment_token, p.attempt, p.fence, p.call_deadline
 ), intents AS (
     INSERT INTO fairlane.charge_attempts (purchase_id, attempt, fence, worker, claimed_at, call_deadline)
@@ -30,7 +30,7 @@ commit, before a byte is sent. SKIP LOCKED: several workers share the line witho
 
 LOCK_PURCHASES = text("""
 SELECT encode(uuid_send(id), 'hex') AS id, status FROM fairlane.purchases WHERE id = ANY(CAST(:ids AS uuid[]))
-ORDER BY seq FOR NO KEY UPDATE SKIP LOCKED
+ORDER BY seq + 0 FOR NO KEY UPDATE SKIP LOCKED
 """)
 """Promise: nobody who keeps one purchase locked delays the outcomes of others. Those passed over are brought again."""
 
@@ -40,7 +40,7 @@ WITH claimed AS (
     SET status = 'charging', rev = p.rev + 1, attempt = p.attempt + 1, fence = nextval('fairlane.fence_seq'),
         due_at = NULL, call_deadline = clock_timestamp()
     FROM unnest(CAST(:ids AS uuid[]), CAST(:workers AS text[])) AS o(id, worker)
-    WHERE p.id = o.id AND CASE p.status WHEN 'reserved' THEN true ELSE false END
+    WHERE p.id = ANY(CAST(:ids AS uuid[])) AND p.id = o.id AND CASE p.status WHEN 'reserved' THEN true ELSE false END
     RETURNING p.id, p.attempt, p.fence, p.call_deadline, o.worker
 ), intents AS (
     INSERT INTO fairlane.charge_attempts (purchase_id, attempt, fence, worker, claimed_at, call_deadline)
@@ -74,7 +74,7 @@ SET status = o.status,
     payment_token = CASE WHEN o.status NOT IN ('confirmed', 'declined') THEN p.payment_token END
 FROM json_to_recordset(CAST(:results AS json))
     AS o(id uuid, fence bigint, status text, reason text, charge_id text, retry_after float8)
-WHERE p.id = o.id AND p.fence = o.fence
+WHERE p.id = ANY(CAST(:ids AS uuid[])) AND p.id = o.id AND p.fence = o.fence
   AND CASE p.status
           WHEN 'charging' THEN o.status <> 'needs_review'
           WHEN 'in_doubt' THEN o.status <> 'in_doubt'
@@ -89,16 +89,19 @@ one text is packed in a fraction of the time that six arrays are."""
 STANDING = text(f"""
 SELECT {COLUMNS}, p.fence, o.fence AS told_fence, a.outcome AS attempt_outcome
 FROM unnest(CAST(:ids AS uuid[]), CAST(:fences AS bigint[])) AS o(id, fence)
-JOIN fairlane.purchases p ON p.id = o.id
-LEFT JOIN fairlane.charge_attempts a ON a.purchase_id = o.id AND a.fence = o.fence
+CROSS JOIN LATERAL (SELECT p.* FROM fairlane.purchases p WHERE p.id = o.id LIMIT 1) p
+LEFT JOIN LATERAL (SELECT a.outcome, a.purchase_id FROM fairlane.charge_attempts a WHERE a.fence = o.fence LIMIT 1) a
+    ON a.purchase_id = o.id
 """)
 """Where purchases and attempts stand whose outcome RECORD did not take: the same outcome again is success, another one
 an alert."""
 
 _LANES_WITH_WAITLISTS = """
-SELECT DISTINCT i.lane FROM fairlane.items i
-WHERE i.sku = ANY(CAST(:skus AS text[])) AND EXISTS (
-    SELECT FROM fairlane.purchases p WHERE p.lane = i.lane AND p.item = i.sku AND p.status = 'waitlisted')
+SELECT DISTINCT i.lane FROM fairlane.items i CROSS JOIN LATERAL (
+    SELECT FROM fairlane.purchases p
+    WHERE p.lane = i.lane AND p.item = i.sku AND p.status = 'waitlisted' ORDER BY p.seq LIMIT 1
+) head
+WHERE i.sku = ANY(CAST(:skus AS text[]))
 """
 
 LANES_WITH_WAITLISTS = text(_LANES_WITH_WAITLISTS)
@@ -112,7 +115,8 @@ WITH recorded AS (
         recheck_at = CASE WHEN o.outcome = 'not_charged' THEN clock_timestamp() + interval '5 minutes' END
     FROM json_to_recordset(CAST(:results AS json))
         AS o(id uuid, fence bigint, outcome text, reason text, charge_id text)
-    WHERE a.purchase_id = o.id AND a.fence = o.fence
+    WHERE a.purchase_id = ANY(CAST(:ids AS uuid[])) AND a.fence = ANY(CAST(:fences AS bigint[]))
+      AND a.purchase_id = o.id AND a.fence = o.fence
       AND (a.outcome IS NULL OR a.outcome IN ('in_doubt', 'needs_review')
            OR (a.outcome = 'not_charged' AND o.outcome = 'confirmed'))
 )
@@ -130,7 +134,7 @@ SETTLE_STOCK = text(f"""
 UPDATE fairlane.items i
 SET available = i.available + s.returned, unpaid = i.unpaid - s.returned - s.sold, rev = i.rev + 1
 FROM unnest(CAST(:skus AS text[]), CAST(:returned AS int[]), CAST(:sold AS int[])) AS s(sku, returned, sold)
-WHERE i.sku = s.sku
+WHERE i.sku = ANY(CAST(:skus AS text[])) AND i.sku = s.sku
 RETURNING {doors.COLUMNS}
 """)
 """Holds end: paid for, they become sold (no longer available, no longer unpaid); declined, they return."""

@@ -49,7 +49,7 @@ WITH RECURSIVE heads AS (
     ) next
 )
 SELECT h.item, h.quantity <= i.available OR h.quantity > i.available + i.unpaid OR NOT i.waitlist AS moves
-FROM heads h JOIN fairlane.items i ON i.sku = h.item
+FROM heads h CROSS JOIN LATERAL (SELECT available, unpaid, waitlist FROM fairlane.items WHERE sku = h.item LIMIT 1) i
 """)
 """The items of a lane that have a waitlist, and whether it can be settled now: its head can be served, or never will
 be. One index probe per item with a waitlist, however long that is. A waitlist that cannot move is not read, so it hides
@@ -57,15 +57,15 @@ no other."""
 
 READ_WAITLISTED = text(f"""
 SELECT {_WAITING} FROM fairlane.purchases p
-WHERE p.status = 'waitlisted' AND p.id IN (
+WHERE CASE p.status WHEN 'waitlisted' THEN true ELSE false END AND p.id = ANY(ARRAY(
     SELECT head.id FROM unnest(CAST(:items AS text[])) AS moving(item) CROSS JOIN LATERAL (
         SELECT w.id, w.seq FROM fairlane.purchases w
         WHERE w.lane = :lane AND w.item BETWEEN moving.item AND moving.item AND w.status = 'waitlisted'
         ORDER BY w.item, w.seq LIMIT :batch
     ) head
     ORDER BY head.seq LIMIT :batch
-)
-ORDER BY p.seq
+))
+ORDER BY p.seq + 0
 FOR NO KEY UPDATE OF p
 """)
 """The heads of these waitlists, in order; only a batch of each is read, however long it is. Locked before the queued
@@ -92,12 +92,16 @@ FROM unnest(CAST(:skus AS text[])) AS s(sku) CROSS JOIN LATERAL (
 """Where each item's waitlist ends: a newcomer does not pass a waitlist that is not wholly part of the batch."""
 
 HOLDINGS = text("""
-SELECT p.item, p.client_id, p.customer, sum(p.quantity) AS quantity
+SELECT c.item, c.client_id, c.customer, held.quantity
 FROM unnest(CAST(:items AS text[]), CAST(:clients AS text[]), CAST(:customers AS text[]))
     AS c(item, client_id, customer)
-JOIN fairlane.purchases p USING (item, client_id, customer)
-WHERE p.status IN ('reserved', 'charging', 'in_doubt', 'needs_review', 'confirmed') AND p.decided_at IS NOT NULL
-GROUP BY p.item, p.client_id, p.customer
+CROSS JOIN LATERAL (
+    SELECT sum(p.quantity) AS quantity FROM fairlane.purchases p
+    WHERE p.item = c.item AND p.client_id = c.client_id AND p.customer = c.customer AND p.decided_at IS NOT NULL
+      AND CASE WHEN p.status IN ('reserved', 'charging', 'in_doubt', 'needs_review', 'confirmed')
+          THEN true ELSE false END
+) held
+WHERE held.quantity IS NOT NULL
 """)
 """What these customers hold of these items already. Exact: only their own lane gives them more."""
 
@@ -117,18 +121,17 @@ SET status = v.status,
     payment_token = CASE WHEN v.status IN ('reserved', 'waitlisted', 'needs_review') THEN p.payment_token END
 FROM unnest(CAST(:ids AS uuid[]), CAST(:statuses AS text[]), CAST(:reasons AS text[]), CAST(:holds AS int[]),
         CAST(:were AS text[])) AS v(id, status, reason, hold_seconds, was)
-WHERE p.id = v.id AND p.status = v.was
+WHERE p.id = ANY(CAST(:ids AS uuid[])) AND p.id = v.id AND p.status = v.was
 RETURNING {COLUMNS}
 """)
 """The verdicts of a batch, and how far its lane was decided. Guarded by the state that each purchase was read in; the
-token goes with the last state that needs it. A guard by the states as such would let the planner read all that wait, by
-the index that has just these: it does so when its statistics are from before they came."""
+token goes with the last state that needs it."""
 
 TAKE_STOCK = text(f"""
 UPDATE fairlane.items i
 SET available = i.available - t.taken, unpaid = i.unpaid + t.taken, rev = i.rev + 1
 FROM unnest(CAST(:skus AS text[]), CAST(:taken AS int[])) AS t(sku, taken)
-WHERE i.sku = t.sku
+WHERE i.sku = ANY(CAST(:skus AS text[])) AND i.sku = t.sku
 RETURNING {doors.COLUMNS}
 """)
 """Moves stock from available to held, by exactly what the batch reserved. The CHECK refuses wrong arithmetic."""

@@ -37,14 +37,16 @@ WITH RECURSIVE heads AS (
         WHERE status = 'waitlisted' AND (lane, item) > (h.lane, h.item) ORDER BY lane, item, seq LIMIT 1
     ) next
 )
-SELECT DISTINCT h.lane FROM heads h JOIN fairlane.items i ON i.sku = h.item
+SELECT DISTINCT h.lane
+FROM heads h CROSS JOIN LATERAL (SELECT available, unpaid, waitlist FROM fairlane.items WHERE sku = h.item LIMIT 1) i
 WHERE h.quantity <= i.available OR h.quantity > i.available + i.unpaid OR NOT i.waitlist
 """)
 """The lanes where a waitlist can be settled now, as in `decide.WAITLISTS`, for all lanes at once."""
 
 DUE = text("""
 SELECT EXISTS (SELECT FROM fairlane.purchases WHERE status = 'charging' AND call_deadline < now()) AS claims_overdue,
-    EXISTS (SELECT FROM fairlane.purchases WHERE status = 'reserved' AND expires_at <= now()) AS holds_ended,
+    (SELECT seq FROM fairlane.purchases
+     WHERE status = 'reserved' AND expires_at <= now() ORDER BY expires_at LIMIT 1) IS NOT NULL AS holds_ended,
     (SELECT seq FROM fairlane.purchases WHERE status = 'waitlisted' ORDER BY lane, item, seq LIMIT 1)
         IS NOT NULL AS somebody_waits,
     EXISTS (SELECT FROM fairlane.purchases WHERE status = 'in_doubt' AND ask_at <= now())

@@ -239,8 +239,11 @@ class Shop:
         return row["available"], row["unpaid"], row["stock"] - row["available"] - row["unpaid"]
 
     def attempts(self) -> list[dict[str, Any]]:
-        """Every attempt to charge, in order of its fence."""
-        return self.sql("SELECT * FROM fairlane.charge_attempts ORDER BY fence")
+        """Every attempt to charge, in order of acceptance, and of one purchase in its own."""
+        return self.sql(
+            "SELECT a.* FROM fairlane.charge_attempts a JOIN fairlane.purchases p ON p.id = a.purchase_id"
+            " ORDER BY p.seq, a.attempt"
+        )
 
     # What Redis holds
 

@@ -179,7 +179,7 @@ CHANGES: dict[str, tuple[TextClause, Mapping[str, Any]]] = {
     ),
     "a claim": (charge.CLAIM, {"slots": FEW, "worker": "w", "overdue_after": 20.0}),
     "a claim for a known charge": (charge.CLAIM_AGAIN, {"ids": "reserved", "workers": ["w"] * FEW}),
-    "outcomes": (charge.RECORD, {"results": "confirmed"}),
+    "outcomes": (charge.RECORD, {"results": "confirmed", "ids": "confirmed"}),
     "where purchases stand": (charge.STANDING, {"ids": "confirmed", "fences": [1] * FEW}),
     "claims without an outcome": (recover.MARK_IN_DOUBT, {"batch": FEW}),
     "holds that ran out": (recover.EXPIRE, {"batch": FEW, "item": None}),
