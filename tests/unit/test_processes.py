@@ -42,7 +42,7 @@ def owned(code: str, log: Path) -> OwnedProcess:
 
 
 def up(process: OwnedProcess) -> OwnedProcess:
-    return process.wait_ready(lambda: "up" in process.logs_of_run(), BOUND)
+    return process.wait_ready(lambda: "up\n" in process.logs_of_run(), BOUND)
 
 
 @pytest.fixture
