@@ -21,9 +21,7 @@ the lane when the one before it, frozen as well, has lost it, and keep it for as
 LOCK_LANE_NOWAIT = text(f"{LOCK_LANE.text.rstrip()} NOWAIT")
 """The same for later batches: if somebody else has the lane, they carry on."""
 
-_WAITING = (
-    "encode(uuid_send(p.id), 'hex') AS id, p.seq, p.item, p.client_id, p.customer, p.quantity, p.status, p.accepted_at"
-)
+_WAITING = f"{COLUMNS}, p.accepted_at AS accepted"
 
 READ_QUEUED = text(f"""
 SELECT {_WAITING} FROM fairlane.purchases p
@@ -105,7 +103,7 @@ WHERE held.quantity IS NOT NULL
 """)
 """What these customers hold of these items already. Exact: only their own lane gives them more."""
 
-WRITE_VERDICTS = text(f"""
+WRITE_VERDICTS = text("""
 WITH advanced AS (
     UPDATE fairlane.lanes SET decided_through = :decided_through WHERE lane = :lane
 )
@@ -113,19 +111,20 @@ UPDATE fairlane.purchases p
 SET status = v.status,
     reason = v.reason,
     rev = p.rev + 1,
-    decided_at = CASE WHEN v.status IN ('reserved', 'sold_out', 'limit_reached') THEN CAST(:now AS timestamptz) END,
-    due_at = CASE WHEN v.status = 'reserved' THEN CAST(:now AS timestamptz) END,
-    expires_at = CASE WHEN v.status = 'reserved'
-        THEN CAST(:now AS timestamptz) + make_interval(secs => v.hold_seconds) END,
-    finished_at = CASE WHEN v.status IN ('sold_out', 'limit_reached', 'cancelled') THEN CAST(:now AS timestamptz) END,
+    decided_at = v.decided_at,
+    due_at = CASE WHEN v.status = 'reserved' THEN v.decided_at END,
+    expires_at = CASE WHEN v.status = 'reserved' THEN v.decided_at + make_interval(secs => v.hold_seconds) END,
+    finished_at = v.finished_at,
     payment_token = CASE WHEN v.status IN ('reserved', 'waitlisted', 'needs_review') THEN p.payment_token END
-FROM unnest(CAST(:ids AS uuid[]), CAST(:statuses AS text[]), CAST(:reasons AS text[]), CAST(:holds AS int[]),
-        CAST(:were AS text[])) AS v(id, status, reason, hold_seconds, was)
+FROM unnest(CAST(:ids AS uuid[]), CAST(:were AS text[]), CAST(:statuses AS text[]), CAST(:reasons AS text[]),
+        CAST(:holds AS int[]), CAST(:decided AS timestamptz[]), CAST(:finished AS timestamptz[]))
+    AS v(id, was, status, reason, hold_seconds, decided_at, finished_at)
 WHERE p.id = ANY(CAST(:ids AS uuid[])) AND p.id = v.id AND p.status = v.was
-RETURNING {COLUMNS}
+RETURNING encode(uuid_send(p.id), 'hex') AS id
 """)
 """The verdicts of a batch, and how far its lane was decided. Guarded by the state that each purchase was read in; the
-token goes with the last state that needs it."""
+token goes with the last state that needs it. Only ids come back: the rows were read under their locks, and what becomes
+of them is in the parameters. To read them again would be a tenth of a lane's time."""
 
 TAKE_STOCK = text(f"""
 UPDATE fairlane.items i

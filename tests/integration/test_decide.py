@@ -12,10 +12,11 @@ import pytest
 import structlog.testing
 
 from producers.accept import Order
-from shared import keys
+from shared import keys, statuses
 from shared.purchases import PurchaseRecord
 from shared.routing import lane_of
 from shared.settings import Settings
+from shared.statements import accept
 from tests.integration.shopfloor import Shop, until
 from workers import verdicts
 from workers.decide import Decider, Drained, LaneTakenError
@@ -526,6 +527,45 @@ async def test_after_a_batch_redis_knows_the_statuses_the_door_the_watermark_and
     assert (door["rev"], door["within_reach"]) == ("2", "0")
     assert shop.plain_redis.get(keys.decided(lane())) == str(refused.seq)
     assert len(shop.messages("charges")) == 1
+
+
+async def test_of_every_verdict_redis_has_what_postgres_has(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The records are made of the rows as they were read and of the verdicts, and never read again."""
+    await shop.item(stock=3, per_customer=2)
+    closed, *_ = await shop.buy(
+        shop.order(customer="late"),
+        shop.order(customer="c", quantity=2),
+        shop.order(customer="c"),
+        shop.order(customer="breaks"),
+        shop.order(quantity=2),
+        shop.order(quantity=4),
+    )
+    shop.sql("UPDATE fairlane.purchases SET accepted_at = %s WHERE id = %s", datetime.now(UTC) - HOUR, closed.id)
+    await shop.item(stock=3, per_customer=2, opens_at=datetime.now(UTC) - HOUR / 2)
+    monkeypatch.setattr("workers.verdicts._verdict", failing_for("breaks"))
+    drain(shop)
+    met = {"cancelled", "reserved", "limit_reached", "needs_review", "waitlisted"}
+    assert set(shop.statuses()) == met
+    await compare_with_postgres(shop)
+
+    # And one that waited before, with its first decision.
+    await shop.item(stock=20, per_customer=2)
+    drain(shop)
+    assert set(shop.statuses()) == met - {"waitlisted"}
+    await shop.item("none", stock=0, waitlist=False)
+    await shop.buy(shop.order("none"))
+    drain(shop, "none")
+    assert shop.statuses()[-1] == "sold_out"
+    await compare_with_postgres(shop)
+
+
+async def compare_with_postgres(shop: Shop) -> None:
+    ids = [row["id"].hex for row in shop.purchases()]
+    async with shop.engine.connect() as connection:
+        rows = (await connection.execute(accept.BY_ID, {"ids": ids})).mappings().all()
+    cached = await statuses.read_many(shop.redis, ids, shop.settings.lanes)
+    written = {each.record.id: each.record for each in cached if each is not None}
+    assert written == {row["id"]: PurchaseRecord.from_row(row) for row in rows}
 
 
 async def test_a_batch_that_reserved_nothing_calls_no_charges(shop: Shop) -> None:

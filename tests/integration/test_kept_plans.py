@@ -86,7 +86,8 @@ def questions(ids: Mapping[str, Sequence[str]]) -> dict[str, tuple[TextClause, G
         "statuses": ["sold_out"] * FEW,
         "reasons": [None] * FEW,
         "holds": [None] * FEW,
-        "now": "2026-01-01T00:00Z",
+        "decided": ["2026-01-01T00:00Z"] * FEW,
+        "finished": ["2026-01-01T00:00Z"] * FEW,
         "lane": 3,
         "decided_through": 100000,
     }
