@@ -43,7 +43,7 @@ _BATCH = 500
 #: Seconds between two such calls. Requests that are judged together are committed together, told of together, and
 #: decided in one visit to their lane; with a few hundred a second this halves what each of them costs. A request that
 #: comes alone waits for nothing.
-_KNOCKS_EVERY = 0.025
+_KNOCKS_EVERY = 0.05
 
 #: Times that something missing is loaded for one request: its item, then its count, and each once more, as Redis may be
 #: flushed, or a record expire, just then.
