@@ -72,8 +72,8 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 #: times, and nobody would be called while others are recorded. Parts smaller than the smallest save nothing.
 _PARTS, _SMALLEST_PART = 4, 16
 
-#: Seconds between two claims, unless the last one used all its slots, and between two commits of outcomes: little beside
-#: what a payment takes, and enough for some to come together. Who comes alone waits for neither.
+#: Seconds between two claims, unless the last one used all its slots, and between two commits of outcomes: not much
+#: beside a payment, and enough for some to come together. Who comes alone waits for neither.
 _CLAIMS_EVERY, _OUTCOMES_EVERY = 0.1, 0.1
 
 #: Seconds from its beginning for which a drain looks again after it had all that was due. In a sale something is due

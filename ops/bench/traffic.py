@@ -191,18 +191,16 @@ async def _every(rate: float, seconds: float, act: Callable[[], None]) -> None:
 async def _open_loop(target: Target, redis_url: str, rate: float, seconds: float) -> Measured:
     requests, measured, done = _Requests(target), Measured(), asyncio.Event()
     client = await _client(target, requests)
-    answered: dict[str, float] = {}
-    decided: dict[str, float] = {}
+    watch = _Watch(redis_url)
     expected = int(rate * seconds)
-    listening = asyncio.Event()
-    listener = asyncio.create_task(_listen(redis_url, decided, listening))
-    await listening.wait()
+    watching = asyncio.create_task(watch.run())
+    await watch.ready.wait()
 
     def on_answer(answer: Answer) -> None:
         measured.statuses[answer.status] += 1
         measured.count += 1
         if answer.status == 202:
-            answered[json.loads(answer.body)["id"]] = time.monotonic()
+            watch.accepted(json.loads(answer.body)["id"])
         if measured.count == expected:
             done.set()
 
@@ -210,28 +208,59 @@ async def _open_loop(target: Target, redis_url: str, rate: float, seconds: float
     await _every(rate, seconds, lambda: client.send(requests.purchase(), on_answer))
     await client.wait(done)
     measured.seconds = time.monotonic() - began
-    while not answered.keys() <= decided.keys():  # noqa: ASYNC110  # any message may decide the last of them
+    while not watch.answered.keys() <= watch.decided.keys():  # noqa: ASYNC110  # any message may decide the last of them
         await asyncio.sleep(_LOOK_EVERY)
-    listener.cancel()
+    watching.cancel()
     client.close()
     # A decision may be seen before its 202 is: the answer travels, too.
-    measured.latencies = [max(0.0, decided[purchase] - at) for purchase, at in answered.items()]
+    measured.latencies = [max(0.0, watch.decided[purchase] - at) for purchase, at in watch.answered.items()]
     return measured
 
 
-async def _listen(redis_url: str, decided: dict[str, float], listening: asyncio.Event) -> None:
-    """Note when each purchase is first seen in Redis in another state than queued."""
-    async with Redis.from_url(redis_url) as redis, redis.pubsub() as subscription:
-        await subscription.subscribe(keys.CHANGED)
-        listening.set()
-        async for message in subscription.listen():
-            if message["type"] != "message":
-                continue
-            heard = time.monotonic()
-            ids = [each for each in message["data"].decode().split() if each not in decided]
-            for purchase, status in zip(ids, await redis.mget(map(keys.purchase, ids)) if ids else (), strict=True):
+class _Watch:
+    """Notes when each purchase of ours is first seen in Redis in another state than queued.
+
+    Of the purchases of others, of which a busy lane has thousands a second, only the names are heard: whoever measures
+    must not be a burden that the buyers are not.
+    """
+
+    def __init__(self, redis_url: str) -> None:
+        self._url = redis_url
+        self._heard: set[str] = set()
+        self._to_look_at: asyncio.Queue[tuple[float, list[str]]] = asyncio.Queue()
+        self.answered: dict[str, float] = {}
+        self.decided: dict[str, float] = {}
+        self.ready = asyncio.Event()
+
+    def accepted(self, purchase: str) -> None:
+        """Ours from now on. If something was heard of it already, that may have been its decision."""
+        now = self.answered[purchase] = time.monotonic()
+        if purchase in self._heard:
+            self._to_look_at.put_nowait((now, [purchase]))
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with Redis.from_url(self._url) as redis, asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._listen(redis))
+            tasks.create_task(self._look(redis))
+
+    async def _listen(self, redis: Redis) -> None:
+        async with redis.pubsub() as subscription:
+            await subscription.subscribe(keys.CHANGED)
+            self.ready.set()
+            async for message in subscription.listen():
+                if message["type"] == "message":
+                    ids = message["data"].decode().split()
+                    self._heard.update(ids)
+                    self._to_look_at.put_nowait((time.monotonic(), ids))
+
+    async def _look(self, redis: Redis) -> None:
+        while True:
+            heard, ids = await self._to_look_at.get()
+            ours = [each for each in ids if each in self.answered and each not in self.decided]
+            for purchase, status in zip(ours, await redis.mget(map(keys.purchase, ours)) if ours else (), strict=True):
                 if status is not None and b'"status":"queued"' not in status:
-                    decided[purchase] = heard
+                    self.decided[purchase] = heard
 
 
 async def _checkouts(target: Target, buyers: int, seconds: float, pause: float) -> Measured:

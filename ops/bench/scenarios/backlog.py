@@ -6,18 +6,20 @@ a lane each.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from datetime import UTC, datetime
 
 import msgspec
-from sqlalchemy import text
 
 from ops.bench import lines
 from ops.bench.contest import Contest
 from ops.bench.samples import Contender, Result, Sample
 from ops.bench.site import Site
 from shared import keys, statuses
-from shared.database import make_engine
-from shared.purchases import COLUMNS, PurchaseRecord
+from shared.purchases import PurchaseRecord, rfc3339
+from shared.routing import lane_of
+from shared.states import Status
 
 NAME = "backlog"
 SHORT = 1_000
@@ -27,6 +29,8 @@ POSTGRES, REDIS = "bytes in Postgres, {}", "bytes in Redis, {}"
 
 #: Decided in one round of a long line, when it is still nearly as long as before.
 _DECIDED, _DECIDED_QUICK = 10_000, 2_000
+#: Short lines in a round: one is over in a tenth of a second.
+_SHORT_LINES = 3
 #: Statuses written at once.
 _WRITTEN = 1_000
 #: A million commands of their own would take longer than all else here.
@@ -35,7 +39,6 @@ _SKU, _LONG = "backlog", "backlog-long"
 _TABLE_BYTES = """
 SELECT pg_total_relation_size('fairlane.purchases') + pg_total_relation_size('fairlane.purchase_keys')
 """
-_QUEUED = text(f"SELECT {COLUMNS} FROM fairlane.purchases p WHERE p.status = 'queued' LIMIT 1")  # noqa: S608
 
 
 def of_length(purchases: int) -> Contender:
@@ -52,7 +55,7 @@ def measure(contest: Contest) -> list[Result]:
         lines.create_items(short, [_SKU], 100_000_000)
         lines.create_items(long, [_LONG], 100_000_000)
         facts = _queue_measured(short, _SKU, SHORT, SHORT)
-        lines.decide_whole(short, _SKU, SHORT)
+        lines.decide(short, [_SKU], SHORT)
         queued = 0
         # Whoever decides the long line is stopped by holding its lane.
         for length in LENGTHS_QUICK if contest.quick else LENGTHS:
@@ -72,18 +75,38 @@ def measure(contest: Contest) -> list[Result]:
 
 
 def _decide_short(site: Site) -> Sample:
-    lines.queue_purchases(site, [_SKU], SHORT)
-    return lines.decide_whole(site, _SKU, SHORT)
+    """Some lines one after another, each of a batch more than what is measured: the pace is from batch to batch."""
+    purchases = SHORT + site.settings.decide_batch
+    decided = []
+    for _ in range(_SHORT_LINES):
+        lines.queue_purchases(site, [_SKU], purchases)
+        decided.append(lines.decide_whole(site, _SKU, purchases))
+    return Sample(
+        sum(each.count for each in decided),
+        sum(each.seconds for each in decided),
+        cpu={name: sum(each.cpu[name] for each in decided) for name in decided[0].cpu},
+        memory=decided[-1].memory,
+    )
 
 
 def _queue_measured(site: Site, sku: str, purchases: int, length: int) -> dict[str, float]:
-    """Queue so many purchases, in Postgres and with what the door and the clients need in Redis."""
+    """Queue so many purchases, in Postgres and, beside that, with what the door and the clients need in Redis."""
     table, memory = site.number(_TABLE_BYTES), _redis_bytes(site)
-    lines.queue_purchases(site, [sku], purchases)
-    engine = make_engine(site.settings)
-    with engine.connect() as connection:
-        record = PurchaseRecord.from_row(connection.execute(_QUEUED).mappings().one())
-    engine.dispose()
+    with ThreadPoolExecutor(1) as beside:
+        queueing = beside.submit(lines.queue_purchases, site, [sku], purchases)
+        _fill_redis(site, sku, purchases, length)
+        queueing.result()
+    return {
+        POSTGRES.format(f"{length:,}"): (site.number(_TABLE_BYTES) - table) / purchases,
+        REDIS.format(f"{length:,}"): (_redis_bytes(site) - memory) / purchases,
+    }
+
+
+def _fill_redis(site: Site, sku: str, purchases: int, length: int) -> None:
+    lane, accepted_at = lane_of(sku, site.settings.lanes), rfc3339(datetime.now(UTC))
+    record = PurchaseRecord(
+        "", "bench", length, lane, 1, Status.QUEUED, sku, 1, f"c-{length}", 2_500, "EUR", accepted_at
+    )
     for written in range(0, purchases, _WRITTEN):
         ids = [f"{length:016x}{number:016x}" for number in range(written, min(written + _WRITTEN, purchases))]
         with site.redis.pipeline(transaction=False) as pipe:
@@ -91,10 +114,6 @@ def _queue_measured(site: Site, sku: str, purchases: int, length: int) -> dict[s
             seen = [keys.seen("bench", each) for each in ids]
             pipe.eval(_SET_ALL, len(seen), *seen, f"1 1 {keys.waiting(sku)}", 3_600)
             pipe.execute()
-    return {
-        POSTGRES.format(f"{length:,}"): (site.number(_TABLE_BYTES) - table) / purchases,
-        REDIS.format(f"{length:,}"): (_redis_bytes(site) - memory) / purchases,
-    }
 
 
 def _redis_bytes(site: Site) -> int:

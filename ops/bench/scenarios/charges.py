@@ -15,7 +15,7 @@ NAME = "charges"
 PEER = Contender("one Celery task per charge")
 
 _CHARGES, _CHARGES_QUICK = 6_000, 1_500
-_TASKS, _TASKS_QUICK = 600, 300
+_TASKS, _TASKS_QUICK = 500, 200
 _SKU = "hot"
 
 _UNPAID = "SELECT count(*) FROM shop.orders WHERE status <> 'paid'"

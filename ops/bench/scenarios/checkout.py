@@ -10,13 +10,13 @@ from ops.bench.site import SiteError
 
 NAME = "checkout"
 #: Peers sell this long. With a payment inside the lock, their buyers then still wait for each other.
-_PEER_SECONDS = 1.0
+_PEER_SECONDS = 0.8
 _TASKS = 40
 #: Without the ten segments: with the payment outside of it, an UPDATE is not what anybody waits for.
 _PEERS = (LOCK, PROMPT_LOCK, ROW_LOCK, UPDATE)
 #: Buyers under way at once, for so many seconds. Each asks twice, as often as it is told to (`Retry-After: 1`), so so
 #: many are what 900 checkouts a second need.
-_BUYERS, _SECONDS, _SECONDS_QUICK = 2_000, 9.0, 3.6
+_BUYERS, _SECONDS, _SECONDS_QUICK = 2_000, 7.5, 4.2
 _PAUSE = 1.0
 PAUSES = 2 * _PAUSE
 """Seconds of each checkout in which a buyer waits to ask, as it is told to."""
@@ -53,7 +53,7 @@ def measure(contest: Contest) -> list[Result]:
 
         samples = contest.run(
             {
-                **selling.peers(contest, site, demand, paid=True, chosen=contest.chosen(_PEERS)),
+                **selling.peers(contest, site, demand, paid=True, chosen=contest.chosen(_PEERS, quick=(LOCK,))),
                 **by_task,
                 FAIRLANE: fairlane,
             }

@@ -13,8 +13,8 @@ PEAK = "peak of accepted per second"
 """The name of a fact."""
 
 _LOAD = 0.3
-_SECONDS, _SECONDS_QUICK = 4.0, 2.0
-_PEAK_SECONDS = 1.5
+_SECONDS, _SECONDS_QUICK = 4.0, 1.5
+_PEAK_SECONDS = 1.2
 
 
 def measure(contest: Contest) -> list[Result]:

@@ -15,8 +15,8 @@ ZIPF, EVEN = "zipf", "even"
 #: The hot item's line, settled in the same rounds: what a line of many items is compared with.
 HOT = Contender("Fairlane, one hot item", limit=True)
 
-SECONDS = 0.7
-PURCHASES, PURCHASES_QUICK = 20_000, 4_000
+SECONDS = 0.5
+PURCHASES, PURCHASES_QUICK = 10_000, 4_000
 #: What is given up, and the best that sells many items: ten segments are a way to sell one hot item, and a queue and a
 #: worker for each of 1,000 items is none.
 _PEERS = (LOCK, UPDATE)
