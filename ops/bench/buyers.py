@@ -20,8 +20,8 @@ from ops.bench.peers.shop import Seller, Urls
 
 #: Threads of all buyers together: of 8, 16 and 32 the best for most peers on two cores, and for none far from it.
 THREADS = 16
-#: With a payment outside of the lock buyers wait for it beside each other: more threads sell more, up to these.
-_PAYING_THREADS = 32
+#: With a payment. Within the lock one buyer at a time pays and others only wait; outside of it they pay side by side.
+_PAYING_INSIDE, _PAYING_OUTSIDE = 8, 32
 #: Processes they are spread over, as one Python process uses one core.
 PROCESSES = 2
 #: Until all connections are open.
@@ -42,10 +42,10 @@ class Peer:
     paying: int = THREADS
 
 
-LOCK = Peer("Redis lock, defaults", LockSeller)
-PROMPT_LOCK = Peer("Redis lock, polled every 10 ms", PromptLockSeller)
-ROW_LOCK = Peer("SELECT … FOR UPDATE", RowLockSeller)
-UPDATE = Peer("conditional UPDATE", UpdateSeller, paying=_PAYING_THREADS)
+LOCK = Peer("Redis lock, defaults", LockSeller, paying=_PAYING_INSIDE)
+PROMPT_LOCK = Peer("Redis lock, polled every 10 ms", PromptLockSeller, paying=_PAYING_INSIDE)
+ROW_LOCK = Peer("SELECT … FOR UPDATE", RowLockSeller, paying=_PAYING_INSIDE)
+UPDATE = Peer("conditional UPDATE", UpdateSeller, paying=_PAYING_OUTSIDE)
 TEN_ROWS = Peer("stock in ten segments", SegmentSeller, segments=SEGMENTS)
 PEERS = (LOCK, PROMPT_LOCK, ROW_LOCK, UPDATE, TEN_ROWS)
 

@@ -28,9 +28,9 @@ POSTGRES, REDIS = "bytes in Postgres, {}", "bytes in Redis, {}"
 """Names of facts: bytes per queued purchase, at a line's length."""
 
 #: Decided in one round of a long line, when it is still nearly as long as before.
-_DECIDED, _DECIDED_QUICK = 10_000, 2_000
+_DECIDED, _DECIDED_QUICK = 8_000, 2_000
 #: Short lines in a round: one is over in a tenth of a second.
-_SHORT_LINES = 3
+_SHORT_LINES = 2
 #: Statuses written at once.
 _WRITTEN = 1_000
 #: A million commands of their own would take longer than all else here.

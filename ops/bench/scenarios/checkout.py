@@ -11,7 +11,7 @@ from ops.bench.site import SiteError
 NAME = "checkout"
 #: Peers sell this long. With a payment inside the lock, their buyers then still wait for each other.
 _PEER_SECONDS = 0.8
-_TASKS = 40
+_TASKS = 30
 #: Without the ten segments: with the payment outside of it, an UPDATE is not what anybody waits for.
 _PEERS = (LOCK, PROMPT_LOCK, ROW_LOCK, UPDATE)
 #: Buyers under way at once, for so many seconds. Each asks twice, as often as it is told to (`Retry-After: 1`), so so

@@ -24,7 +24,7 @@ REFUSE = Contender("refused: sold out", ours=True)
 POLL = Contender("a poll of a queued purchase", ours=True)
 BARE = Contender("a bare 202", limit=True)
 
-_SECONDS, _SECONDS_QUICK = 1.5, 0.5
+_SECONDS, _SECONDS_QUICK = 1.2, 0.5
 #: All in use, all the time: a small crowd.
 _CONNECTIONS = 512
 

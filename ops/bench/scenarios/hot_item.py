@@ -12,9 +12,9 @@ from ops.bench.samples import FAIRLANE, Contender, Result, Sample
 NAME = "hot-item"
 SQL_LOOP = Contender("SQL loop", limit=True)
 
-SECONDS = 0.6
+SECONDS = 0.5
 PURCHASES, PURCHASES_QUICK = 20_000, 4_000
-TASKS = 250
+TASKS = 200
 
 
 def measure(contest: Contest) -> list[Result]:

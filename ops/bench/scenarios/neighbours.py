@@ -13,9 +13,9 @@ BESIDE = Contender("the quiet lane beside a hot one", ours=True)
 
 #: Purchases a second of the quiet item.
 _RATE = 40.0
-_SECONDS, _SECONDS_QUICK = 4.0, 1.5
+_SECONDS, _SECONDS_QUICK = 3.5, 1.2
 #: Queued in the hot lane before each round: more than can be decided in it.
-_LINE, _LINE_QUICK = 90_000, 30_000
+_LINE, _LINE_QUICK = 80_000, 25_000
 _NO_LINE = "DELETE FROM fairlane.purchases WHERE status = 'queued' AND item = %(sku)s"
 _QUEUED = "SELECT count(*) FROM fairlane.purchases WHERE status = 'queued'"
 
