@@ -160,7 +160,7 @@ given in `decided_at`, holds that ended in `finished_at`."""
 _ENDED_HOLDS = text("""
 SELECT 0 AS line, p.id, CAST(p.rev AS text) AS mark, format('ended at %s', p.expires_at) AS detail
 FROM fairlane.purchases p
-WHERE p.status = 'reserved' AND p.expires_at < now() - make_interval(secs => :round)
+WHERE CASE WHEN p.status = 'reserved' THEN true ELSE false END AND p.expires_at < now() - make_interval(secs => :round)
   AND p.due_at < now() - make_interval(secs => :round)
 ORDER BY p.seq
 """)

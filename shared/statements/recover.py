@@ -25,7 +25,8 @@ there or not, changes nothing."""
 EXPIRE = text(f"""
 WITH expired AS (
     SELECT id FROM fairlane.purchases
-    WHERE status = 'reserved' AND expires_at <= now() AND (CAST(:item AS text) IS NULL OR item = CAST(:item AS text))
+    WHERE CASE WHEN status = 'reserved' THEN true ELSE false END AND expires_at <= now()
+      AND (CAST(:item AS text) IS NULL OR item = CAST(:item AS text))
     ORDER BY expires_at LIMIT :batch
     FOR NO KEY UPDATE SKIP LOCKED
 )
@@ -39,7 +40,8 @@ RETURNING {COLUMNS}
 stock goes back in the same transaction (charge.SETTLE_STOCK)."""
 
 ITEMS_WITH_ENDED_HOLDS = text("""
-SELECT DISTINCT item FROM fairlane.purchases WHERE status = 'reserved' AND expires_at <= now() ORDER BY item
+SELECT DISTINCT item FROM fairlane.purchases
+WHERE CASE WHEN status = 'reserved' THEN true ELSE false END AND expires_at <= now() ORDER BY item
 """)
 """For ending holds item by item, when one of them keeps the others from it."""
 

@@ -146,7 +146,11 @@ async def somebody_in_between(*answers: str) -> AsyncIterator[str]:
     left = list(answers)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except asyncio.IncompleteReadError:  # Whoever connected has gone without a question.
+            writer.close()
+            return
         length = re.search(rb"(?i)content-length: (\d+)", head)
         await reader.readexactly(int(length[1]) if length else 0)
         status, _, body = (left.pop(0) if len(left) > 1 else left[0]).partition(" ")

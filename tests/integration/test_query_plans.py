@@ -65,9 +65,6 @@ FROM (
 KEYS = [f"key-{n}" for n in range(200)]
 WANTED_KEYS = json.dumps([{"client_id": "shop", "idempotency_key": key} for key in KEYS])
 
-#: Either holds exactly the reserved purchases; which is cheaper depends on how many of them are due.
-RESERVED = "purchases_due", "purchases_expiring"
-
 QUESTIONS: dict[str, tuple[TextClause, Mapping[str, Any], str | tuple[str, ...]]] = {
     "the head of a lane": (decide.READ_QUEUED, {"lane": 3, "batch": 500}, "purchases_queued"),
     "the waitlists of a lane": (decide.WAITLISTS, {"lane": 3}, "purchases_waitlisted"),
@@ -83,13 +80,13 @@ QUESTIONS: dict[str, tuple[TextClause, Mapping[str, Any], str | tuple[str, ...]]
         "purchases_held",
     ),
     "how many units of items wait": (admit.WAITING, {"skus": ["sku-3", "sku-4"]}, "purchases_waiting"),
-    "a claim": (charge.CLAIM, {"slots": 64, "worker": "w", "overdue_after": 20.0}, RESERVED),
+    "a claim": (charge.CLAIM, {"slots": 64, "worker": "w", "overdue_after": 20.0}, "purchases_due"),
     "lanes to call after holds ended": (charge.LANES_WITH_WAITLISTS, {"skus": ["sku-3"]}, "purchases_waitlisted"),
     "purchases by key": (accept.BY_KEY, {"keys": WANTED_KEYS}, "one_key_one_purchase"),
     "the purchases of keys": (accept.BY_KEY, {"keys": WANTED_KEYS}, "purchases_pkey"),
     "the lanes that were forgotten": (sweep.LANES, {}, "purchases_queued"),
     "all waitlists that move": (sweep.LANES_WITH_MOVING_WAITLISTS, {}, "purchases_waitlisted"),
-    "what there is to do": (sweep.DUE, {}, RESERVED),
+    "what there is to do": (sweep.DUE, {}, "purchases_due"),
     "claims without an outcome": (recover.MARK_IN_DOUBT, {"batch": 500}, "purchases_overdue"),
     "holds that ran out": (recover.EXPIRE, {"batch": 500, "item": None}, "purchases_expiring"),
     "a purchase to cancel": (cancel.LOCK, {"id": "0" * 32, "client": "shop"}, "purchases_pkey"),
