@@ -14,6 +14,6 @@ good as another, and a minute of rush passes until Postgres plans anew. So each 
 - The first of a line are read in the order of the index that holds that line. Whatever else is sorted is sorted by an
   expression (`seq + 0`), or an index in that order would be read from its beginning.
 - A guard by state is a CASE. By the state as such, the index of all who are in it could be read, not that of the keys.
-  For the same reason the predicates of some indexes are a CASE, of another form (`CASE WHEN status = …`), which only the
-  question has that they are for.
+  For the same reason the predicates of some indexes are a CASE, of another form (`CASE WHEN status = …`), which only
+  the question has that they are for.
 """
