@@ -22,7 +22,8 @@ COLUMNS = f"""
     {_moment("p.decided_at")} AS decided_at, {_moment("p.finished_at")} AS finished_at
 """
 """What a statement must return of `purchases p` to make a record: `id` and times as the record has them, since Postgres
-makes such texts in a third of the time that Python does. The payment token is not among it."""
+makes such texts in a third of the time that Python does. The payment token is not among it. `workers.decide` takes the
+columns of a line by their places."""
 
 _in_order = itemgetter(
     "id", "client_id", "seq", "lane", "rev", "status", "item", "quantity", "customer", "amount", "currency",

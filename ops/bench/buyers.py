@@ -32,13 +32,12 @@ _OPEN_WITHIN = 0.3
 class Peer:
     """What a shop could use instead: its name in the tables, how it sells, and over how many rows an item is spread.
 
-    `threads` are its buyers, and `paying` those when each purchase has a payment.
+    `paying` are its buyers when each purchase has a payment.
     """
 
     name: str
     open: Callable[[Urls], Seller]
     segments: int = 1
-    threads: int = THREADS
     paying: int = THREADS
 
 
@@ -81,7 +80,7 @@ def be_ready() -> None:
 def rush(pool: ProcessPoolExecutor, peer: Peer, urls: Urls, demand: Demand) -> Bought:
     """Let the buyers at it, all at the same moment. Blocks until the last is done."""
     start_at = time.monotonic() + _OPEN_WITHIN
-    count = (peer.paying if urls.payment else peer.threads) // PROCESSES
+    count = (peer.paying if urls.payment else THREADS) // PROCESSES
     runs = [pool.submit(_buy_in_process, peer, urls, demand, count, start_at, seed) for seed in range(PROCESSES)]
     parts = [run.result() for run in runs]
     return Bought(
