@@ -239,8 +239,7 @@ class Recorder:
                 if (record := records.get((result.purchase, result.fence))) is not None:
                     records[told_as.purchase, told_as.fence] = record
             skus = sorted({record.item for record in records.values() if record.final})
-            fences = [row.fence for row in rows]
-            lanes = await _fetch(connection, sql.RECORD_ATTEMPTS, results=told, ids=ids, fences=fences, skus=skus)
+            lanes = await _fetch(connection, sql.RECORD_ATTEMPTS, results=told, ids=ids, skus=skus)
             crash_point("record.before_commit")
         crash_point("record.after_commit")
         return Written(records, moved_doors, [row["lane"] for row in lanes], passed_over)

@@ -22,8 +22,7 @@ UPDATE fairlane.purchases p
 SET status = 'cancelled', reason = 'cancelled_by_client', rev = p.rev + 1, due_at = NULL,
     finished_at = clock_timestamp(), payment_token = NULL
 WHERE p.id = CAST(:id AS uuid) AND p.status IN ('queued', 'waitlisted', 'reserved')
-AND NOT EXISTS (
-    SELECT FROM fairlane.charge_attempts a WHERE a.purchase_id = CAST(:id AS uuid) AND a.outcome = 'not_charged')
+AND NOT EXISTS (SELECT FROM fairlane.charge_attempts a WHERE a.purchase_id = p.id AND a.outcome = 'not_charged')
 RETURNING {COLUMNS}
 """)
 """Promise: what may have been sent is not called off. Guarded by the states it may leave, and by the attempts: one that

@@ -99,7 +99,7 @@ an alert."""
 _LANES_WITH_WAITLISTS = """
 SELECT DISTINCT i.lane FROM fairlane.items i CROSS JOIN LATERAL (
     SELECT FROM fairlane.purchases p
-    WHERE p.lane = i.lane AND p.item = i.sku AND p.status = 'waitlisted' ORDER BY p.seq LIMIT 1
+    WHERE p.lane = i.lane AND p.item = i.sku AND p.status = 'waitlisted' LIMIT 1
 ) head
 WHERE i.sku = ANY(CAST(:skus AS text[]))
 """
@@ -115,8 +115,7 @@ WITH recorded AS (
         recheck_at = CASE WHEN o.outcome = 'not_charged' THEN clock_timestamp() + interval '5 minutes' END
     FROM json_to_recordset(CAST(:results AS json))
         AS o(id uuid, fence bigint, outcome text, reason text, charge_id text)
-    WHERE a.purchase_id = ANY(CAST(:ids AS uuid[])) AND a.fence = ANY(CAST(:fences AS bigint[]))
-      AND a.purchase_id = o.id AND a.fence = o.fence
+    WHERE a.purchase_id = ANY(CAST(:ids AS uuid[])) AND a.purchase_id = o.id AND a.fence = o.fence
       AND (a.outcome IS NULL OR a.outcome IN ('in_doubt', 'needs_review')
            OR (a.outcome = 'not_charged' AND o.outcome = 'confirmed'))
 )

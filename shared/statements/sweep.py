@@ -45,9 +45,8 @@ WHERE h.quantity <= i.available OR h.quantity > i.available + i.unpaid OR NOT i.
 
 DUE = text("""
 SELECT EXISTS (SELECT FROM fairlane.purchases WHERE status = 'charging' AND call_deadline < now()) AS claims_overdue,
-    (SELECT seq FROM fairlane.purchases
-     WHERE CASE WHEN status = 'reserved' THEN true ELSE false END AND expires_at <= now()
-     ORDER BY expires_at LIMIT 1) IS NOT NULL AS holds_ended,
+    EXISTS (SELECT FROM fairlane.purchases
+            WHERE CASE WHEN status = 'reserved' THEN true ELSE false END AND expires_at <= now()) AS holds_ended,
     (SELECT seq FROM fairlane.purchases WHERE status = 'waitlisted' ORDER BY lane, item, seq LIMIT 1)
         IS NOT NULL AS somebody_waits,
     EXISTS (SELECT FROM fairlane.purchases WHERE status = 'in_doubt' AND ask_at <= now())

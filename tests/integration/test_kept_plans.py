@@ -102,10 +102,7 @@ def questions(ids: Mapping[str, Sequence[str]]) -> dict[str, tuple[TextClause, G
         "purchases that exist": (charge.EXISTING, {"ids": confirmed}),
         "outcomes": (charge.RECORD, {"results": results, "ids": confirmed}),
         "where purchases stand": (charge.STANDING, {"ids": confirmed, "fences": [1] * FEW}),
-        "attempts": (
-            charge.RECORD_ATTEMPTS,
-            {"results": results, "ids": confirmed, "fences": [1] * FEW, "skus": SKUS},
-        ),
+        "attempts": (charge.RECORD_ATTEMPTS, {"results": results, "ids": confirmed, "skus": SKUS}),
         "items to settle": (charge.LOCK_ITEMS, {"skus": SKUS}),
         "stock settled": (charge.SETTLE_STOCK, {"skus": SKUS, "returned": [0, 0, 0], "sold": [0, 0, 0]}),
         "lanes to call after holds ended": (charge.LANES_WITH_WAITLISTS, {"skus": SKUS}),
