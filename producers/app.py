@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from importlib.metadata import version
 from typing import Final
 
@@ -22,6 +21,7 @@ from producers import (
     public_status,
     purchases,
     purchases_described,
+    rates,
     watching,
     watching_described,
 )
@@ -29,13 +29,13 @@ from producers.access_log import AccessLog
 from producers.cors import Cors
 from producers.every_answer import EveryAnswer
 from producers.failures import Answers
+from producers.fields import Fields
 from producers.front import CrowdRoute, Front
 from producers.health import Readiness
 from producers.limits import BodyLimits
 from producers.methods import Methods
 from producers.openapi import describe
 from producers.parts import open_parts
-from producers.rates import RateLimitFields, limits_of
 from shared.settings import Settings
 
 _DESCRIPTION: Final = """
@@ -101,7 +101,8 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.add_middleware(Methods)
     app.add_middleware(BodyLimits)
-    app.add_middleware(Cors, origins=settings.cors_origins)
+    cors = Cors(settings.cors_origins)
+    app.add_middleware(Fields, add=cors.add_fields)
     answers = Answers()
     failures.install(app, answers)
     # Around the last resort too: its answers are answers.
@@ -111,8 +112,8 @@ def create_app(settings: Settings) -> FastAPI:
         app,
         [
             CrowdRoute(watching.show_route, "GET"),
-            CrowdRoute(purchases.buy_route, "POST", *([RateLimitFields] if limits_of(settings) else [])),
-            CrowdRoute(public_status.show_route, "GET", partial(Cors, origins=settings.cors_origins)),
+            CrowdRoute(purchases.buy_route, "POST", *([rates.add_fields] if rates.limits_of(settings) else [])),
+            CrowdRoute(public_status.show_route, "GET", cors.add_fields),
         ],
         answers,
         access_log,

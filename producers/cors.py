@@ -9,7 +9,7 @@ from collections.abc import Collection
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
 #: The paths whose answers may be read.
 _PUBLIC: Final = "/v1/status/"
@@ -20,30 +20,22 @@ _PREFLIGHT_KEPT: Final = "7200"
 class Cors:
     """Adds to the answers of the public paths, errors included, what lets scripts of these origins read them."""
 
-    def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
-        self._app = app
+    def __init__(self, origins: Collection[str]) -> None:
         self._origins = frozenset(origins)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith(_PUBLIC):
-            await self._app(scope, receive, send)
+    def add_fields(self, scope: Scope, answer: MutableHeaders) -> None:
+        """Add the fields to the answer to this request, if its path is a public one."""
+        if not scope["path"].startswith(_PUBLIC):
             return
-        headers = Headers(scope=scope)
-        origin = headers.get("Origin")
-        preflight = scope["method"] == "OPTIONS" and "Access-Control-Request-Method" in headers
-
-        async def sender(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                answer = MutableHeaders(scope=message)
-                # Also where no origin was named: caches must not give that answer to one that names itself.
-                answer.add_vary_header("Origin")
-                if origin in self._origins:
-                    answer["Access-Control-Allow-Origin"] = origin or ""
-                    answer["Access-Control-Expose-Headers"] = "ETag, Retry-After, Preference-Applied"
-                    if preflight:
-                        answer["Access-Control-Allow-Methods"] = "GET, HEAD"
-                        answer["Access-Control-Allow-Headers"] = "If-None-Match, Last-Event-ID, Prefer"
-                        answer["Access-Control-Max-Age"] = _PREFLIGHT_KEPT
-            await send(message)
-
-        await self._app(scope, receive, sender)
+        asked = Headers(scope=scope)
+        origin = asked.get("Origin")
+        # Also where no origin was named: caches must not give that answer to one that names itself.
+        answer.add_vary_header("Origin")
+        if origin not in self._origins:
+            return
+        answer["Access-Control-Allow-Origin"] = origin or ""
+        answer["Access-Control-Expose-Headers"] = "ETag, Retry-After, Preference-Applied"
+        if scope["method"] == "OPTIONS" and "Access-Control-Request-Method" in asked:
+            answer["Access-Control-Allow-Methods"] = "GET, HEAD"
+            answer["Access-Control-Allow-Headers"] = "If-None-Match, Last-Event-ID, Prefer"
+            answer["Access-Control-Max-Age"] = _PREFLIGHT_KEPT

@@ -1,6 +1,7 @@
 """What every request has in common, whoever answers it: an id, security headers, a line in the access log.
 
-A pure ASGI wrapper around everything else of the application, the last resort for errors included.
+On the framework's way it is a pure ASGI wrapper around everything else, the last resort for errors included.
+`producers.front` does the same with the same functions.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from structlog.contextvars import bind_contextvars
 
 from producers.access_log import AccessLog
 from producers.request_ids import HEADER, request_id
-from producers.security_headers import completed
+from producers.security_headers import RawHeaders, completed
 
 _REQUEST_ID: Final = HEADER.lower().encode()
 
@@ -34,8 +35,7 @@ class EveryAnswer:
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
-        name = request_id(scope)
-        bind_contextvars(request_id=name)
+        name = named(scope)
         status: int | None = None
         size = 0
 
@@ -43,7 +43,7 @@ class EveryAnswer:
             nonlocal status, size
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*completed(message.get("headers", ())), (_REQUEST_ID, name.encode())]
+                message["headers"] = whole_head(message.get("headers", ()), name)
             else:
                 size += len(message.get("body", b""))
             await send(message)
@@ -52,10 +52,29 @@ class EveryAnswer:
             await self._app(scope, receive, sender)
         finally:
             if self._log is not None:
-                # The server may have answered in our place, when the request did not end as one.
-                refused = scope["state"].get("refused")
-                if refused or scope["state"].get("left"):
-                    # Or the client had left by then, and nothing of the answer was sent.
-                    status, size = refused, 0
-                sent = 0 if scope["method"] == "HEAD" else size
-                self._log.add(scope, status, time.perf_counter() - began, sent)
+                note(self._log, scope, status, size, began)
+
+
+def named(scope: Scope) -> str:
+    """The id of this request, which is in the log lines of its task from now on."""
+    name = request_id(scope)
+    bind_contextvars(request_id=name)
+    return name
+
+
+def whole_head(headers: RawHeaders, name: str) -> list[tuple[bytes, bytes]]:
+    """The fields of an answer, and those that every answer has; `name` is the request's id."""
+    head = completed(headers)
+    head.append((_REQUEST_ID, name.encode()))
+    return head
+
+
+def note(log: AccessLog, scope: Scope, status: int | None, size: int, began: float) -> None:
+    """Log a request that has ended. `status` is None, and `size` (bytes of the body) 0, if no answer was begun."""
+    # The server may have answered in our place, when the request did not end as one.
+    refused = scope["state"].get("refused")
+    if refused or scope["state"].get("left"):
+        # Or the client had left by then, and nothing of the answer was sent.
+        status, size = refused, 0
+    sent = 0 if scope["method"] == "HEAD" else size
+    log.add(scope, status, time.perf_counter() - began, sent)

@@ -131,17 +131,21 @@ class LastResort:
             # The client hung up before its request was whole: nothing was begun, and nobody is left to answer.
             return
         except Exception as error:  # noqa: BLE001  # whatever it is, the client gets an answer
-            answer = internal_error(scope, error)
             if started:
-                # Half an answer is out. Only breaking the connection tells the client that it is not whole.
-                raise ConnectionAbortedError("an answer was broken off") from None
-            await answer(scope, receive, send)
+                raise broken_off(scope, error) from None
+            await internal_error(scope, error)(scope, receive, send)
 
 
 def internal_error(scope: Scope, error: Exception) -> Response:
     """The answer to an error nobody foresaw, which is logged: its kind and where it arose, not what it says."""
     log.error("internal_error", method=scope["method"], path=scope["path"], **describe(error), where=_frames(error))
     return response(Problem(INTERNAL_ERROR))
+
+
+def broken_off(scope: Scope, error: Exception) -> ConnectionAbortedError:
+    """What to raise when half an answer is out: only breaking the connection tells the client that it is not whole."""
+    internal_error(scope, error)
+    return ConnectionAbortedError("an answer was broken off")
 
 
 def describe(error: BaseException) -> dict[str, str]:

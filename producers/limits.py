@@ -1,6 +1,6 @@
 """What a request body may be, checked before any handler sees it: JSON, and not large.
 
-A pure ASGI wrapper, as every request passes through it: a request without a body costs a look at its headers.
+Every request is looked at so: one without a body costs a look at its headers.
 """
 
 from __future__ import annotations
@@ -28,45 +28,51 @@ class BodyLimits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        content_type = b""
-        length: bytes | None = None
-        chunked = False
-        for name, value in scope["headers"]:
-            if name == b"content-length":
-                length = value
-            elif name == b"content-type":
-                content_type = value
-            elif name == b"transfer-encoding":
-                chunked = True
-        if chunked:
-            # Its size is known only at its end, so it is read here. One that announces its size is held to it by
-            # the server.
-            try:
-                body = await whole_body(receive)
-            except ClientDisconnect:
-                return
-            except Problem as too_large:
-                await response(too_large)(scope, receive, send)
-                return
-            receive = _Replay(body, receive)
-            has_body = bool(body)
-        elif length is None:
-            has_body = False
-        else:
-            if not length.isdigit():
-                await response(Problem(MALFORMED, "Content-Length is not a number."))(scope, receive, send)
-                return
-            length = length.lstrip(b"0")
-            # Digits are counted first: turning a number of thousands of digits into an int is work for nothing.
-            if len(length) > 9 or int(length or b"0") > LARGEST_BODY:
-                await response(_too_large())(scope, receive, send)
-                return
-            has_body = bool(length)
-        if has_body and content_type != _JSON and content_type.partition(b";")[0].strip().lower() != _JSON:
-            detail = "The content type is not application/json." if content_type else "The body has no content type."
-            await response(Problem(NOT_JSON, detail))(scope, receive, send)
+        try:
+            receive = await within_limits(scope, receive)
+        except ClientDisconnect:
+            return
+        except Problem as problem:
+            await response(problem)(scope, receive, send)
             return
         await self._app(scope, receive, send)
+
+
+async def within_limits(scope: Scope, receive: Receive) -> Receive:
+    """From where the body of this request is to be read; it is within the limits then.
+
+    Raises Problem `malformed`, `too-large` or `not-json`, and ClientDisconnect as `whole_body` does.
+    """
+    content_type = b""
+    length: bytes | None = None
+    chunked = False
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            length = value
+        elif name == b"content-type":
+            content_type = value
+        elif name == b"transfer-encoding":
+            chunked = True
+    if chunked:
+        # Its size is known only at its end, so it is read here. One that announces its size is held to it by the
+        # server.
+        body = await whole_body(receive)
+        receive = _Replay(body, receive)
+        has_body = bool(body)
+    elif length is None:
+        has_body = False
+    else:
+        if not length.isdigit():
+            raise Problem(MALFORMED, "Content-Length is not a number.")
+        length = length.lstrip(b"0")
+        # Digits are counted first: turning a number of thousands of digits into an int is work for nothing.
+        if len(length) > 9 or int(length or b"0") > LARGEST_BODY:
+            raise _too_large()
+        has_body = bool(length)
+    if has_body and content_type != _JSON and content_type.partition(b";")[0].strip().lower() != _JSON:
+        detail = "The content type is not application/json." if content_type else "The body has no content type."
+        raise Problem(NOT_JSON, detail)
+    return receive
 
 
 def _too_large() -> Problem:

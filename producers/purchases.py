@@ -19,6 +19,7 @@ from starlette.routing import Route
 from producers import admit, problems, rates
 from producers.accept import Acceptance, Accepted, KeyReused, Order, UnknownItem
 from producers.admit import Ruling, Verdict
+from producers.fields import Fields
 from producers.limits import whole_body
 from producers.pace import Pace
 from producers.parts import Parts
@@ -158,25 +159,30 @@ def _answer(acceptance: Acceptance, order: Order, pace: Pace) -> Response:
 
 
 def _refuse(ruling: Ruling, order: Order) -> Response:
+    # Not raised: of a crowd, nearly all are told so.
+    return problems.response(_refusal(ruling, order))
+
+
+def _refusal(ruling: Ruling, order: Order) -> Problem:
     match ruling.verdict:
-        case Verdict.UNKNOWN_ITEM:
-            raise Problem(problems.UNKNOWN_ITEM, detail=f"There is no item {order.item}.")
-        case Verdict.NOT_ON_SALE:
-            raise Problem(problems.NOT_ON_SALE, detail=f"{order.item} is not on sale now.")
         case Verdict.SOLD_OUT:
-            raise Problem(problems.SOLD_OUT, detail=f"There are not {order.quantity} of {order.item} left.")
+            return Problem(problems.SOLD_OUT, detail=f"There are not {order.quantity} of {order.item} left.")
         case Verdict.QUEUE_FULL:
             detail = f"Those who wait for {order.item} already want all that is left of it."
-            raise Problem(problems.QUEUE_FULL, detail=detail, retry_after=_seconds(ruling))
+            return Problem(problems.QUEUE_FULL, detail=detail, retry_after=_seconds(ruling))
+        case Verdict.UNKNOWN_ITEM:
+            return Problem(problems.UNKNOWN_ITEM, detail=f"There is no item {order.item}.")
+        case Verdict.NOT_ON_SALE:
+            return Problem(problems.NOT_ON_SALE, detail=f"{order.item} is not on sale now.")
         case Verdict.CLIENT_RATE:
             detail = "This client sends more requests to buy than are allowed."
-            raise Problem(problems.RATE_LIMITED, detail=detail, retry_after=_seconds(ruling))
+            return Problem(problems.RATE_LIMITED, detail=detail, retry_after=_seconds(ruling))
         case Verdict.CUSTOMER_RATE:
             detail = "There are more requests to buy for this customer than are allowed."
-            raise Problem(problems.RATE_LIMITED, detail=detail, retry_after=_seconds(ruling))
+            return Problem(problems.RATE_LIMITED, detail=detail, retry_after=_seconds(ruling))
         case Verdict.TOTAL_RATE:
             detail = "All clients together send more requests to buy than are taken."
-            raise Problem(problems.QUEUE_FULL, detail=detail, retry_after=_seconds(ruling))
+            return Problem(problems.QUEUE_FULL, detail=detail, retry_after=_seconds(ruling))
         case Verdict.KNOWN | Verdict.OPEN | Verdict.NOT_COUNTED:
             raise AssertionError(f"{ruling.verdict} is no refusal")
         case _:
@@ -187,7 +193,7 @@ def _seconds(ruling: Ruling) -> int:
     return max(1, ceil(ruling.wait))
 
 
-buy_route: Final = Route("/v1/purchases", buy, methods=["POST"], middleware=[Middleware(rates.RateLimitFields)])
+buy_route: Final = Route("/v1/purchases", buy, methods=["POST"], middleware=[Middleware(Fields, add=rates.add_fields)])
 """The one that a crowd asks for; see `producers.front`."""
 
 routes: list[Any] = [buy_route]

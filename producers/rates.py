@@ -20,7 +20,7 @@ from enum import StrEnum
 from math import ceil
 
 from starlette.datastructures import MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
 from shared import keys
 from shared.settings import Settings
@@ -96,32 +96,19 @@ def allowance_field(allowances: Iterable[Allowance]) -> str | None:
 
 def remember(scope: Scope, allowances: Sequence[Allowance]) -> None:
     """What the answer to this request will say of its limits, whatever becomes of it."""
-    scope.setdefault("state", {})["allowances"] = allowances
+    if allowances:
+        scope.setdefault("state", {})["allowances"] = allowances
 
 
-class RateLimitFields:
-    """Adds the header fields to every answer of the route inside, problems included.
+def add_fields(scope: Scope, headers: MutableHeaders) -> None:
+    """Add the header fields to an answer of `POST /v1/purchases`, problems included.
 
     `RateLimit` is on those of which the door was asked (see `remember`): to others, such as a request without a key, no
     tokens belong.
     """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        policy: str | None = scope["app"].state.parts.admission.policy
-        if policy is None:
-            await self._app(scope, receive, send)
-            return
-
-        async def sender(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers["RateLimit-Policy"] = policy
-                allowances = scope.get("state", {}).get("allowances")
-                if allowances and (field := allowance_field(allowances)):
-                    headers["RateLimit"] = field
-            await send(message)
-
-        await self._app(scope, receive, sender)
+    policy: str | None = scope["app"].state.parts.admission.policy
+    if policy is None:
+        return
+    headers["RateLimit-Policy"] = policy
+    if field := allowance_field(scope.get("state", {}).get("allowances", ())):
+        headers["RateLimit"] = field
