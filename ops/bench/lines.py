@@ -95,7 +95,8 @@ def warm_up(site: Site) -> None:
         number += 1
     skus = list(found.values())
     create_items(site, skus, 1_000_000)
-    for _ in range(8):  # psycopg prepares a statement when it is used for the sixth time
+    # psycopg prepares a statement when it is used for the sixth time, and each process comes to several lanes.
+    for _ in range(5):
         queue_purchases(site, skus, 4 * len(skus))
         decide(site, skus, 4 * len(skus))
 

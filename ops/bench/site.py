@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,9 +31,9 @@ from shared.errors import FairlaneError
 from shared.migrate import migrate
 from shared.settings import Settings
 
-#: Processes answer within a few seconds; on a loaded machine with two cores it has taken twenty.
 _FORGET = "TRUNCATE fairlane.charge_attempts, fairlane.purchases, fairlane.purchase_keys, fairlane.items"
 
+#: Processes answer within a few seconds; on a loaded machine with two cores it has taken twenty.
 _READY_WITHIN = 60.0
 _LOOK_EVERY = 0.02
 #: Longer than the stack gives its processes, so that it can end them itself.
@@ -150,6 +151,10 @@ class Site:
             return False
 
     def _stop_lines(self, process: subprocess.Popen[bytes]) -> None:
+        # Nothing of a site is kept, so nothing has to be finished. Each line leads a group of its own.
+        for pid in self.pids.values():
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(_STOP_WITHIN)

@@ -15,7 +15,7 @@ SHARE = "share of one core"
 _LINES = ("web", "lanes", "charges", "sweep")
 #: Until what belongs to the start is over: first connections, Postgres' first checkpoint and vacuum.
 _SETTLE, _SETTLE_QUICK = 4.0, 0.5
-_SECONDS, _SECONDS_QUICK = 3.0, 1.5
+_SECONDS, _SECONDS_QUICK = 3.0, 1.0
 
 
 def measure(contest: Contest) -> list[Result]:

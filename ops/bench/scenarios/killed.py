@@ -19,7 +19,7 @@ MEDIAN, LONGEST = "median gap", "longest gap"
 
 _SKU = "hot"
 _LINE, _LINE_QUICK = 100_000, 30_000
-_KILLS_PER_ROUND, _KILLS_QUICK = 3, 2
+_KILLS_PER_ROUND, _KILLS_QUICK = 3, 1
 #: Between two kills, until a new process stands in for the last one and the lane moves again.
 _PAUSE = 0.3
 # The lane's lock is a row lock; whoever writes in a transaction now is the one who has it.
