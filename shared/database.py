@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
 import structlog
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, TextClause, create_engine, event, text
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -26,6 +27,9 @@ from shared.errors import LanesMismatchError, SettingsError
 from shared.settings import Settings
 
 log = structlog.get_logger()
+
+#: By it values are written as Postgres reads them.
+_DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
 def _engine_options(settings: Settings) -> dict[str, Any]:
@@ -112,6 +116,12 @@ def limits(settings: Settings) -> dict[str, str]:
         "lock": f"{settings.lock_timeout * 1000:.0f}ms",
         "statement": f"{settings.statement_timeout * 1000:.0f}ms",
     }
+
+
+def literal(statement: TextClause, values: Mapping[str, Any]) -> str:
+    """The statement with its values written into it. Without parameters, several may go in one message."""
+    compiled = statement.bindparams(**values).compile(dialect=_DIALECT, compile_kwargs={"literal_binds": True})
+    return str(compiled).strip()
 
 
 @asynccontextmanager

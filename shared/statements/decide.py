@@ -21,10 +21,11 @@ the lane when the one before it, frozen as well, has lost it, and keep it for as
 LOCK_LANE_NOWAIT = text(f"{LOCK_LANE.text.rstrip()} NOWAIT")
 """The same for later batches: if somebody else has the lane, they carry on."""
 
-_WAITING = f"{COLUMNS}, p.accepted_at AS accepted"
-
 READ_QUEUED = text(f"""
-SELECT {_WAITING} FROM fairlane.purchases p
+SELECT {COLUMNS},
+       EXISTS (SELECT FROM fairlane.purchases w WHERE w.lane = :lane AND w.status = 'waitlisted') AS anybody_waitlisted,
+       p.accepted_at AS accepted
+FROM fairlane.purchases p
 WHERE p.lane BETWEEN :lane AND :lane AND p.status = 'queued'
 ORDER BY p.lane, p.seq LIMIT :batch
 FOR NO KEY UPDATE
@@ -34,7 +35,10 @@ over.
 
 The lane is a range of one, and ordered by, so that the line's own index alone has this order. With an equality the
 planner may as well go by the index of all `seq`: when its statistics are from the height of a rush it believes that
-nearly everybody waits, and each batch then passes over all who were ever settled."""
+nearly everybody waits, and each batch then passes over all who were ever settled.
+
+Whether anybody in the lane is waitlisted is told with each row: nearly always nobody is, and then no waitlists are
+asked for. Only the lane's own turn adds to one."""
 
 WAITLISTS = text("""
 WITH RECURSIVE heads AS (
@@ -54,7 +58,7 @@ be. One index probe per item with a waitlist, however long that is. A waitlist t
 no other."""
 
 READ_WAITLISTED = text(f"""
-SELECT {_WAITING} FROM fairlane.purchases p
+SELECT {COLUMNS}, p.accepted_at AS accepted FROM fairlane.purchases p
 WHERE CASE p.status WHEN 'waitlisted' THEN true ELSE false END AND p.id = ANY(ARRAY(
     SELECT head.id FROM unnest(CAST(:items AS text[])) AS moving(item) CROSS JOIN LATERAL (
         SELECT w.id, w.seq FROM fairlane.purchases w
