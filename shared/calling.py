@@ -134,7 +134,7 @@ class Caller:
         self._celery = celery
         self._redis = client or make_redis(settings)
         self._token = secrets.token_hex(8)
-        #: When we last published to each queue, in monotonic seconds.
+        #: When we last published for each mark, in monotonic seconds.
         self._published: dict[str, float] = {}
 
     def calls_for(self, purchases: Iterable[tuple[int, str]]) -> list[Call]:
@@ -173,7 +173,7 @@ class Caller:
                         self._celery.send_task(
                             call.task, kwargs=call.kwargs, task_id=call.task_id, producer=producer, retry=False
                         )
-                        self._published[call.queue] = time.monotonic()
+                        self._published[call.called] = time.monotonic()
                     crash_point("call.after_publish")
                     unpublished.pop(0)
         except (OperationalError, RedisError, OSError) as error:
@@ -182,7 +182,7 @@ class Caller:
 
     def _was_taken(self, call: Call) -> bool:
         """Whether the message that we sent last was surely taken: its mark was free again before it could expire."""
-        published = self._published.get(call.queue)
+        published = self._published.get(call.called)
         return published is not None and (time.monotonic() - published) * 2_000 < self._ttl_ms
 
     def call(self, calls: Sequence[Call], *, unheard: Sequence[Call] = ()) -> None:
@@ -197,7 +197,7 @@ class Caller:
             with self._redis.pipeline(transaction=False) as pipe:
                 for call in unheard:
                     # Their marks are taken away here, and say nothing.
-                    self._published.pop(call.queue, None)
+                    self._published.pop(call.called, None)
                 if unheard:
                     pipe.delete(*(call.called for call in unheard))
                 self.queue_marks(pipe, calls)

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from shared import keys
-from shared.calling import CHARGES_CALL, Call, Caller, lane_call
+from shared.calling import CHARGES_CALL, RECONCILE_CALL, Call, Caller, lane_call
 from shared.redis_clients import make_redis
 from shared.routing import CHARGE, DECIDE
 from shared.settings import Delivery
@@ -68,6 +68,16 @@ def test_nobody_looks_for_a_message_whose_mark_was_taken_in_time(shop: Shop) -> 
 
     # The first lies there only because nobody who takes messages is here.
     assert len(shop.messages("lane.07")) == 2
+
+
+def test_another_message_in_the_same_queue_says_nothing_of_this_one(shop: Shop) -> None:
+    Caller(shop.settings, shop.celery, shop.plain_redis).call([CHARGES_CALL])
+    shop.plain_redis.delete(CHARGES_CALL.called)
+    caller = Caller(shop.with_settings(called_ttl=600), shop.celery, shop.plain_redis)
+    caller.call([RECONCILE_CALL])
+    caller.call([CHARGES_CALL])
+
+    assert [message["headers"]["task"] for message in shop.messages("charges")].count(CHARGE) == 1
 
 
 def test_a_mark_that_the_sweep_takes_away_itself_says_nothing_of_the_message(shop: Shop) -> None:
