@@ -14,7 +14,6 @@ the same task decides the same batches.
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -134,8 +133,6 @@ class Caller:
         self._celery = celery
         self._redis = client or make_redis(settings)
         self._token = secrets.token_hex(8)
-        #: When we last published for each mark, in monotonic seconds.
-        self._published: dict[str, float] = {}
 
     def calls_for(self, purchases: Iterable[tuple[int, str]]) -> list[Call]:
         """The calls for these newly accepted purchases, given as (lane, purchase id)."""
@@ -158,8 +155,7 @@ class Caller:
         """Publish these calls. A failure is logged and the mark taken back, so that the sweep may call at once.
 
         A claim check that still lies in the queue speaks for this call too: whoever takes it will read later than now.
-        So a fleet that is away for hours comes back to one message per lane, not to thousands. Where one was taken just
-        now, nobody looks.
+        So a fleet that is away for hours comes back to one message per lane, not to thousands.
         """
         if not calls:
             return
@@ -169,21 +165,15 @@ class Caller:
                 while unpublished:
                     call = unpublished[0]
                     crash_point("call.before_publish")
-                    if not call.speaks_for_others or self._was_taken(call) or _is_empty(producer, call.queue):
+                    if not call.speaks_for_others or _is_empty(producer, call.queue):
                         self._celery.send_task(
                             call.task, kwargs=call.kwargs, task_id=call.task_id, producer=producer, retry=False
                         )
-                        self._published[call.called] = time.monotonic()
                     crash_point("call.after_publish")
                     unpublished.pop(0)
         except (OperationalError, RedisError, OSError) as error:
             log.warning("call_not_published", queues=[call.queue for call in unpublished], error=str(error))
             self._take_back(unpublished)
-
-    def _was_taken(self, call: Call) -> bool:
-        """Whether the message that we sent last was surely taken: its mark was free again before it could expire."""
-        published = self._published.get(call.called)
-        return published is not None and (time.monotonic() - published) * 2_000 < self._ttl_ms
 
     def call(self, calls: Sequence[Call], *, unheard: Sequence[Call] = ()) -> None:
         """Mark and publish in one go, blocking. Failures are only logged: the sweep repeats what was lost.
@@ -195,9 +185,6 @@ class Caller:
             return
         try:
             with self._redis.pipeline(transaction=False) as pipe:
-                for call in unheard:
-                    # Their marks are taken away here, and say nothing.
-                    self._published.pop(call.called, None)
                 if unheard:
                     pipe.delete(*(call.called for call in unheard))
                 self.queue_marks(pipe, calls)

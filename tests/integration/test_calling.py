@@ -8,7 +8,7 @@ import json
 import pytest
 
 from shared import keys
-from shared.calling import CHARGES_CALL, RECONCILE_CALL, Call, Caller, lane_call
+from shared.calling import CHARGES_CALL, Call, Caller, lane_call
 from shared.redis_clients import make_redis
 from shared.routing import CHARGE, DECIDE
 from shared.settings import Delivery
@@ -46,44 +46,7 @@ def test_a_message_that_still_lies_in_the_queue_is_not_joined_by_another(shop: S
     # A fleet that was away comes back to one message per lane, however often the sweep called meanwhile.
     shop.caller.call([LANE_7])
     shop.plain_redis.delete(keys.called("lane.07"))
-    Caller(shop.settings, shop.celery, shop.plain_redis).call([LANE_7])
-
-    assert len(shop.messages("lane.07")) == 1
-
-
-async def test_whoever_called_before_looks_for_its_message_once_its_mark_may_have_expired(shop: Shop) -> None:
-    caller = Caller(shop.with_settings(called_ttl=0.2), shop.celery, shop.plain_redis)
-    caller.call([LANE_7])
-    await asyncio.sleep(0.3)
-    caller.call([LANE_7])
-
-    assert len(shop.messages("lane.07")) == 1
-
-
-def test_nobody_looks_for_a_message_whose_mark_was_taken_in_time(shop: Shop) -> None:
-    caller = Caller(shop.with_settings(called_ttl=600), shop.celery, shop.plain_redis)
-    caller.call([LANE_7])
-    shop.plain_redis.delete(keys.called("lane.07"))
-    caller.call([LANE_7])
-
-    # The first lies there only because nobody who takes messages is here.
-    assert len(shop.messages("lane.07")) == 2
-
-
-def test_another_message_in_the_same_queue_says_nothing_of_this_one(shop: Shop) -> None:
-    Caller(shop.settings, shop.celery, shop.plain_redis).call([CHARGES_CALL])
-    shop.plain_redis.delete(CHARGES_CALL.called)
-    caller = Caller(shop.with_settings(called_ttl=600), shop.celery, shop.plain_redis)
-    caller.call([RECONCILE_CALL])
-    caller.call([CHARGES_CALL])
-
-    assert [message["headers"]["task"] for message in shop.messages("charges")].count(CHARGE) == 1
-
-
-def test_a_mark_that_the_sweep_takes_away_itself_says_nothing_of_the_message(shop: Shop) -> None:
-    caller = Caller(shop.with_settings(called_ttl=600), shop.celery, shop.plain_redis)
-    caller.call([LANE_7])
-    caller.call([], unheard=[LANE_7])
+    shop.caller.call([LANE_7])
 
     assert len(shop.messages("lane.07")) == 1
 
