@@ -126,11 +126,8 @@ class Decider:
         self._settings = settings
         self._teller = teller or ThreadPoolExecutor(1, thread_name_prefix="telling")
         self._telling: Future[None] | None = None
-        usual = limits(settings)
-        #: Until the lane's lock is granted, and then (see `LOCK_LANE`).
-        self._limits = usual | {"statement": usual["lock"]}
-        self._after_lock = usual["statement"]
-        self._lock_words: dict[tuple[int, bool], str] = {}
+        #: The first message of a batch, by lane and whether to wait for its lock.
+        self._locks = _locks(settings)
 
     def drain(self, lane: int, stopping: Callable[[], bool] = lambda: False) -> Drained:
         """Decide what waits in the lane, batch by batch, until one read all there was or the slice of time is over.
@@ -218,15 +215,7 @@ class Decider:
         Two statements in one message: of what a purchase waits that comes alone, on a machine that is busy, most is the
         way to Postgres and back, and a processor at either end.
         """
-        words = self._lock_words.get((lane, wait))
-        if words is None:
-            lock = sql.LOCK_LANE if wait else sql.LOCK_LANE_NOWAIT
-            limited = (
-                literal(LIMITS, self._limits),
-                literal(lock, {"lane": lane, "statement_timeout": self._after_lock}),
-            )
-            words = self._lock_words[lane, wait] = "; ".join(limited)
-        with connection.exec_driver_sql(words) as result:
+        with connection.exec_driver_sql(self._locks[lane, wait]) as result:
             cursor: Any = result.cursor
             cursor.nextset()
             through: int = cursor.fetchone()[0]
@@ -344,6 +333,18 @@ class Decider:
         except RedisError as error:
             # The mark then stands until it expires, which delays the next call; it loses nothing.
             log.warning("call_not_forgotten", lane=lane, error=str(error))
+
+
+def _locks(settings: Settings) -> dict[tuple[int, bool], str]:
+    """`LIMITS` and `LOCK_LANE` in one message, by lane and whether to wait."""
+    usual = limits(settings)
+    # Until the lock is granted a statement has LOCK_TIMEOUT, and then its usual time (see `LOCK_LANE`).
+    first = literal(LIMITS, usual | {"statement": usual["lock"]})
+    return {
+        (lane, wait): f"{first}; {literal(lock, {'lane': lane, 'statement_timeout': usual['statement']})}"
+        for lane in range(settings.lanes)
+        for wait, lock in ((True, sql.LOCK_LANE), (False, sql.LOCK_LANE_NOWAIT))
+    }
 
 
 def _fetch(connection: Connection, statement: TextClause, **values: Any) -> Sequence[RowMapping]:

@@ -15,7 +15,7 @@ import pytest
 from psycopg.rows import scalar_row
 from sqlalchemy import TextClause, create_engine
 
-from shared.database import LIMITS, limits
+from shared.database import LIMITS, limits, literal
 from shared.statements import accept, admit, cancel, charge, decide, recover, review, sweep
 from tests.integration.plans import FEW, FILL, REFUSALS, RUSH, looked_at, newest
 from tests.integration.shopfloor import Shop
@@ -132,8 +132,7 @@ class Worker:
             shop.database_url, autocommit=True, cursor_factory=psycopg.ClientCursor[Any], row_factory=scalar_row
         )
         self._connection.execute("SET plan_cache_mode = force_generic_plan")
-        bound = LIMITS.bindparams(**limits(shop.settings))
-        self._limits = str(bound.compile(compile_kwargs={"literal_binds": True})).encode()
+        self._limits = literal(LIMITS, limits(shop.settings)).encode()
         self._prepared: dict[str, tuple[str, list[str]]] = {}
 
     def prepare(self, name: str, statement: TextClause) -> None:
