@@ -48,13 +48,13 @@ _MOST_ERRORS: Final = 20
 
 
 class Answers:
-    """The answer to each exception that somebody foresaw. One per application: what it logs is counted together."""
+    """The answer to each exception. One per application: what it logs is counted together."""
 
     def __init__(self) -> None:
         self._quiet = _OncePerSecond()
 
-    def to(self, error: Exception, scope: Scope) -> Response | None:
-        """The answer to this error of this request; None where nobody foresaw it."""
+    def to(self, error: Exception, scope: Scope) -> Response:
+        """The answer to this error of this request; where nobody foresaw it, that of `internal_error`."""
         match error:
             case Problem():
                 return response(error)
@@ -71,10 +71,8 @@ class Answers:
             case DBAPIError() if is_passing(error):
                 self._quiet.warn("part_unavailable", error)
                 return response(Problem(UNAVAILABLE))
-            case DBAPIError():
-                return internal_error(scope, error)
             case _:
-                return None
+                return internal_error(scope, error)
 
 
 #: What the framework is told to have answered; all other errors are the last resort's.
@@ -97,7 +95,7 @@ def install(app: FastAPI, answers: Answers) -> None:
     """
 
     async def on_error(request: Request, error: Exception) -> Response:
-        return answers.to(error, request.scope) or internal_error(request.scope, error)
+        return answers.to(error, request.scope)
 
     for kind in _FORESEEN:
         app.add_exception_handler(kind, on_error)

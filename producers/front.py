@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from producers.access_log import AccessLog
 from producers.every_answer import named, note, whole_head
-from producers.failures import Answers, broken_off, internal_error
+from producers.failures import Answers, broken_off
 from producers.fields import AddFields
 from producers.limits import within_limits
 
@@ -81,11 +81,11 @@ class Front:
                 # It hung up before its request was whole: nothing was begun, and nobody is left to answer.
                 return
             except Exception as error:  # noqa: BLE001  # whatever it is, the client gets an answer
-                response = self._answers.to(error, scope) or internal_error(scope, error)
-            for add_fields in route.adding:
-                add_fields(scope, MutableHeaders(raw=response.raw_headers))
-            response.raw_headers = whole_head(response.raw_headers, name)
+                response = self._answers.to(error, scope)
             try:
+                for add_fields in route.adding:
+                    add_fields(scope, MutableHeaders(raw=response.raw_headers))
+                response.raw_headers = whole_head(response.raw_headers, name)
                 await response(scope, receive, send)
             except Exception as error:  # noqa: BLE001  # half an answer may be out
                 raise broken_off(scope, error) from None
