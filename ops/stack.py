@@ -142,7 +142,7 @@ class _WatchedProcess(Process):  # type: ignore[misc]  # honcho has no types
             signal.signal(number, lambda *_: None)
         threading.Thread(target=self._watch, args=(os.getppid(),), daemon=True).start()
         super().run(events, ignore_signals)
-        _signal_session(self._child.pid, signal.SIGKILL)
+        signal_session(self._child.pid, signal.SIGKILL)
 
     def _watch(self, starter: int) -> None:
         while self._child is None:
@@ -157,7 +157,7 @@ class _WatchedProcess(Process):  # type: ignore[misc]  # honcho has no types
         deadline = time.monotonic() + within
         while time.monotonic() < deadline:
             time.sleep(_LOOK_EVERY)
-        _signal_session(pid, signal.SIGKILL)
+        signal_session(pid, signal.SIGKILL)
 
 
 @dataclass(slots=True)
@@ -244,7 +244,7 @@ def _end(running: Mapping[str, _Line], number: signal.Signals) -> None:
             continue
         line.told.add(number)
         if number is signal.SIGKILL:
-            _signal_session(line.pid, number)
+            signal_session(line.pid, number)
         else:
             _signal_process(line.pid, number)
 
@@ -276,7 +276,8 @@ def _signal_process(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def _signal_session(pid: int, number: signal.Signals) -> None:
+def signal_session(pid: int, number: signal.Signals) -> None:
+    """Signal a line and all that it started; nothing where they have ended."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
 

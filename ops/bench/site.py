@@ -151,10 +151,9 @@ class Site:
             return False
 
     def _stop_lines(self, process: subprocess.Popen[bytes]) -> None:
-        # Nothing of a site is kept, so nothing has to be finished. Each line leads a group of its own.
+        # Nothing of a site is kept, so nothing has to be finished.
         for pid in self.pids.values():
-            with suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
+            stack.signal_session(pid, signal.SIGKILL)
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(_STOP_WITHIN)
