@@ -20,13 +20,13 @@ never see its answer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final, cast
 
 import httptools
 from starlette.types import Scope
 from uvicorn import Config
-from uvicorn._types import ASGI3Application, ASGISendEvent, HTTPResponseStartEvent
+from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
@@ -35,6 +35,7 @@ from producers.connections import Bounds
 from producers.problems import MALFORMED, REQUEST_TIMEOUT, TOO_LARGE, UNAVAILABLE, Problem
 from producers.request_ids import HEADER, request_id
 from producers.security_headers import completed
+from producers.whole_answers import WholeAnswer
 
 #: Bytes of a request's head. The longest valid one has about 1 KiB; browsers and proxies add a few more, and what
 #: serves other sites under the same name may have set many cookies.
@@ -58,9 +59,6 @@ _FULL: Final = Problem(
     UNAVAILABLE, "This process has as many connections as it can serve. Nothing of the request was read."
 )
 _ALIVE: Final = b"GET /healthz "
-#: What may be in a line of a head; and the fields that decide on the connection.
-_LINE_BYTES: Final = bytes(byte for byte in range(256) if byte >= ord(" ") and byte != 0x7F)
-_CONNECTION_FIELDS: Final = frozenset((b"connection", b"transfer-encoding"))
 
 
 class _OutOfBoundsError(Exception):
@@ -76,78 +74,6 @@ class _WayOut:
         self.write = transport.write
         self.is_closing = transport.is_closing
         self.close = close
-
-
-class _Cycle(RequestResponseCycle):
-    """A request and its answer, which goes out whole, head and body, in one write.
-
-    uvicorn writes them one by one, and uvloop hands each to the kernel at once: twice the work for both ends. It also
-    looks at each field of a head by itself, where a look at all of them together is enough.
-    """
-
-    #: The head of an answer, until its body comes.
-    _head: bytes | None = None
-
-    async def send(self, message: ASGISendEvent) -> None:
-        if self._head is not None:
-            await self._send_with_head(message)
-        elif message["type"] != "http.response.start" or not self._keep_head(message):
-            await super().send(message)
-
-    def _keep_head(self, message: HTTPResponseStartEvent) -> bool:
-        """Whether this is the head of an answer whose body need only be put behind it. It is kept until then."""
-        if self.response_started or self.disconnected:
-            return False
-        plain = _plain_head([*self.default_headers, *message.get("headers", ())])
-        if plain is None:
-            return False
-        lines, self.expected_content_length = plain
-        self.chunked_encoding = False
-        self.response_started = True
-        self.waiting_for_100_continue = False
-        end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
-        self._head = STATUS_LINE[message["status"]] + lines + end
-        return True
-
-    async def _send_with_head(self, message: ASGISendEvent) -> None:
-        head, self._head = self._head, None
-        if self.disconnected or head is None:
-            return
-        body = message.get("body", b"") if message["type"] == "http.response.body" else None
-        if (
-            body is None
-            or message.get("more_body", False)
-            or len(body) != self.expected_content_length
-            or self.flow.write_paused
-            or self.scope["method"] == "HEAD"
-        ):
-            self.transport.write(head)
-            await super().send(message)
-            return
-        self.transport.write(head + body)
-        self.expected_content_length = 0
-        self.response_complete = True
-        self.message_event.set()
-        if not self.keep_alive:
-            self.transport.close()
-        self.on_response()
-
-
-def _plain_head(headers: Sequence[tuple[bytes, bytes]]) -> tuple[bytes, int] | None:
-    """The lines of these fields, and the length of the body they announce.
-
-    None if they announce none, if a field decides on the connection, or if one has what may not be sent: uvicorn has
-    the answers to that. Names are in lower case, as all who make headers here write them.
-    """
-    fields = dict(headers)
-    length = fields.get(b"content-length", b"")
-    if not length.isdigit() or not _CONNECTION_FIELDS.isdisjoint(fields):
-        return None
-    lines = b"\r\n".join([*map(b": ".join, headers), b""])
-    # A line break in a value would begin a field, or an answer, of whoever brought the value in.
-    if lines.translate(None, _LINE_BYTES) != b"\r\n" * len(headers):
-        return None
-    return lines, int(length)
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -274,7 +200,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         self._head_open = False
         # Its task has not begun yet, and uvicorn cannot be told of which class it is to be.
-        self.cycle.__class__ = _Cycle
+        self.cycle.__class__ = WholeAnswer
         self.cycle.transport = self._way_out
         if len(self.pipeline) == 1:
             # uvicorn would read no more, and so would not see that the client hangs up. It stops at the next.
