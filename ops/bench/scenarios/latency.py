@@ -41,8 +41,8 @@ def measure(contest: Contest) -> list[Result]:
             return Sample(measured.count, measured.seconds, curve_of(measured.latencies), cpu, memory)
 
         samples = contest.run({FAIRLANE: fairlane})
-        # Whoever is put to sleep in the middle of its calls wakes up with all of them in doubt, and stops claiming: that
-        # the provider answers again is for the sweep to find out, which may be asleep by then.
+        # Whoever is put to sleep in the middle of its calls wakes up with all of them in doubt, and stops claiming. To
+        # call it again is for the sweep, which may be asleep by then.
         lines.wait_until_settled(site)
     title = "Accepted to decided, one hot item at 30% of the peak"
     return [Result(NAME, title, "purchases decided", samples, {PEAK: median(peaks)})]
